@@ -1,0 +1,130 @@
+// Package control decides what should be true on this host: it holds the
+// values that flow from a lease source to the plan. It must never move a
+// packet, and never touch the operating system.
+package control
+
+import (
+	"net/netip"
+
+	"github.com/weft-net/weft/tunnel"
+)
+
+// Leg is a lease in one address family: an inner subnet and what peers need
+// to reach it.
+type Leg struct {
+	Subnet   netip.Prefix // inner, masked
+	PublicIP netip.Addr   // outer address peers send to
+	MAC      tunnel.MAC   // VTEP MAC; zero unless the backend is vxlan
+	VNI      uint32       // as published; zero unless the backend is vxlan
+}
+
+// Lease is one host's membership. It is immutable once in a Snapshot.
+type Lease struct {
+	Host    string // node name in Kubernetes, lease key in etcd
+	Backend string // backend type, as published
+	Legs    []Leg  // IPv4 first; at most one per family
+	// Problems say which part of the lease is unusable and why. A leg with a
+	// problem is not in Legs.
+	Problems []string
+}
+
+// Problem is something in the lease source that is no lease: a foreign key, an
+// unreadable value.
+type Problem struct {
+	Source string // key or object name
+	Reason string
+}
+
+// Snapshot is every lease at one moment, own lease included.
+type Snapshot struct {
+	// Complete is set once the source has said its first listing is whole.
+	// Before that nothing may be deleted on its word.
+	Complete bool
+	Leases   []Lease   // sorted by Host
+	Problems []Problem // sorted by Source
+}
+
+// Claim is what this host publishes about itself.
+type Claim struct {
+	Host    string
+	Backend string
+	// Legs has one entry per enabled family, IPv4 first. Subnet is the previous
+	// subnet or zero: the lease source decides it.
+	Legs []Leg
+}
+
+// Recall is what the lease source already knows about this host.
+type Recall struct {
+	MACs       []tunnel.MAC // VTEP MACs it has published, per family: index 0 IPv4, 1 IPv6; zero if none
+	InternalIP []netip.Addr // the Node's InternalIP addresses
+	PublicIP   []netip.Addr // addresses the user has set for this host in the lease source (node-public-ip)
+}
+
+// Self is this host, as the planner sees it.
+type Self struct {
+	Host   string
+	Lease  Lease // own lease as acquired
+	Engine tunnel.Engine
+	// Underlay is the device peers are reached through.
+	Underlay Underlay
+	// Device is the TUN's name where Engine is userspace.
+	Device string
+}
+
+// Underlay is the outer device and its addresses.
+type Underlay struct {
+	Link string
+	MTU  int
+	// Addrs are the local outer addresses, IPv4 first, at most one per family.
+	Addrs []netip.Addr
+	// OnLink are the outer prefixes reachable without a gateway through Link.
+	OnLink []netip.Prefix
+}
+
+// Policy is what the user decided: net-conf.json and flags.
+type Policy struct {
+	Networks     []netip.Prefix // pod networks, IPv4 first; at most one per family
+	Backend      string         // "vxlan" or "host-gw"
+	VNI          uint32
+	Port         uint16 // outer UDP port
+	MTU          int    // outer MTU override; 0: the underlay's
+	Learning     bool
+	GBP          bool
+	Direct       bool // route directly to peers on the same layer 2
+	Masquerade   bool
+	RandomFully  bool
+	ForwardRules bool
+	Blackhole    bool // blackhole route for the own subnet
+}
+
+// Plan is everything that should be true on this host. It is sorted: the same
+// snapshot gives the same plan, byte for byte.
+type Plan struct {
+	// Complete is the snapshot's: only a complete plan may delete.
+	Complete bool
+	Objects  []tunnel.Object // by Key
+	Peers    []tunnel.Peer   // for the userspace engine, by name then family
+	Locals   []tunnel.Local  // for the userspace engine
+	Hosts    []HostPlan      // every other host, by name
+	Problems []Problem       // what of the snapshot was unusable, by source
+	MTU      int             // inner MTU for pods: the smallest of all families
+}
+
+// HostPlan is what was decided for one other host.
+type HostPlan struct {
+	Host string
+	Ways []Way // one per family that works
+	// Reasons say why a family, or the whole host, is unreachable.
+	Reasons []string
+}
+
+// Way is how one family of one host is reached.
+type Way struct {
+	Subnet   netip.Prefix
+	Endpoint netip.AddrPort // port 0 for direct
+	Encap    tunnel.Encap
+	Engine   tunnel.Engine
+	MTU      int
+	Reason   string       // why this way
+	Objects  []tunnel.Key // the host objects it needs
+}
