@@ -1,0 +1,90 @@
+# weft: build, show, test. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+GO          ?= go
+CACHE       := $(CURDIR)/.cache
+BIN         := $(CURDIR)/bin
+GOFLAGS_BIN := -trimpath -ldflags=-s\ -w
+CNI_VERSION := v1.9.1
+LINT_VERSION := v2.15.0
+CNI_PLUGINS := $(addprefix $(CACHE)/cni/,bridge loopback host-local portmap)
+PLATFORMS   := $(foreach os,linux darwin windows freebsd,$(foreach arch,amd64 arm64,$(os)/$(arch)))
+FUZZTIME    ?= 20s
+
+export CGO_ENABLED := 0
+# Programs that tests and the demo start.
+export WEFT_BIN := $(BIN)/weft
+export WEFT_CNI_BIN := $(BIN)/weft-cni
+export WEFT_LAB_BIN := $(BIN)/weft-lab
+export WEFT_KUBE_BIN := $(CACHE)/weft-kube
+export CNI_PATH := $(CACHE)/cni
+
+.PHONY: help build demo test e2e lint cross fuzz cover bench clean cni kube tools
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
+
+build: ## build bin/weft, bin/weft-cni and bin/weft-lab
+	@mkdir -p $(BIN)
+	$(GO) build $(GOFLAGS_BIN) -o $(BIN)/ ./cmd/...
+
+demo: build cni $(if $(KUBE),kube) ## show unlike hosts in one network (KUBE=1: on a real kube-apiserver; JSON=1: one document)
+	@$(BIN)/weft-lab demo $(if $(KUBE),--kube=$(WEFT_KUBE_BIN)) $(if $(JSON),--json) $(if $(KEEP),--keep)
+
+test: build cni ## every test that needs no outside service; CNI plugins are built, not installed
+	$(GO) vet ./...
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+e2e: build cni kube tools ## whole programs on a real kube-apiserver, a second kernel, and fault scripts
+	$(GO) test -tags e2e -count=1 -timeout 30m ./bench/...
+
+lint: ## golangci-lint with the chosen linters, and formatting
+	@mkdir -p $(CACHE)/tools
+	@test -x $(CACHE)/tools/golangci-lint || { echo "building golangci-lint $(LINT_VERSION) (once)"; \
+	  GOBIN=$(CACHE)/tools $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION); }
+	$(CACHE)/tools/golangci-lint run ./...
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not gofmt'ed: $$unformatted"; exit 1; }
+
+cross: ## vet everything and compile all tests for every platform
+	@for p in $(PLATFORMS); do \
+	  echo "cross $$p"; \
+	  GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) vet ./...; \
+	  GOOS=$${p%/*} GOARCH=$${p#*/} $(GO) test -exec=true ./... >/dev/null; \
+	done
+
+fuzz: ## run every fuzz target for FUZZTIME (20s)
+	@for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+	    echo "fuzz $$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$pkg; \
+	  done; \
+	done
+
+cover: build cni ## coverage of make test, as bin/cover.html
+	$(GO) test -coverprofile=$(BIN)/cover.out ./...
+	$(GO) tool cover -html=$(BIN)/cover.out -o $(BIN)/cover.html
+	$(GO) tool cover -func=$(BIN)/cover.out | tail -1
+
+bench: build ## print benchmark figures of the datapath
+	$(GO) test -run '^$$' -bench . -benchmem ./tunnel/...
+
+clean: ## remove bin and .cache
+	rm -rf $(BIN) $(CACHE)
+
+cni: $(CNI_PLUGINS)
+
+$(CACHE)/cni/bridge $(CACHE)/cni/loopback: PLUGIN = main/$(@F)
+$(CACHE)/cni/host-local: PLUGIN = ipam/$(@F)
+$(CACHE)/cni/portmap: PLUGIN = meta/$(@F)
+$(CNI_PLUGINS):
+	@echo "building CNI plugin $(@F) $(CNI_VERSION)"
+	@GOBIN=$(CACHE)/cni $(GO) install $(GOFLAGS_BIN) github.com/containernetworking/plugins/plugins/$(PLUGIN)@$(CNI_VERSION)
+
+kube:
+	@bench/kube/build.sh $(WEFT_KUBE_BIN)
+
+tools:
+	@.ci/tools
