@@ -1,0 +1,93 @@
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/weft-net/weft/tunnel"
+)
+
+// device is the link that carries VXLAN to peers of a side: flannel's kernel
+// device, or the TUN that all families share.
+func (b *builder) device(s *side) string {
+	if b.self.Engine == tunnel.EngineUserspace {
+		return b.self.Device
+	}
+	return fmt.Sprintf("%s%d", traits[s.family].device, b.policy.VNI)
+}
+
+// base returns the objects that a side needs before it has any peer.
+func (b *builder) base(s *side) []tunnel.Object {
+	if b.policy.Backend != backendVXLAN {
+		return nil
+	}
+	link := tunnel.Link{Name: b.device(s), Type: tunnel.LinkTUN, MTU: b.deviceMTU(s)}
+	if b.self.Engine != tunnel.EngineUserspace {
+		link.Type = tunnel.LinkVXLAN
+		link.MAC = s.own.MAC
+		link.VNI = b.policy.VNI
+		link.Port = b.port()
+		// Not the published address: behind a NAT that one is not ours, and the
+		// kernel would send nothing.
+		link.Local = s.local
+		link.Parent = b.self.Underlay.Link
+		link.Learning = b.policy.Learning
+		link.GBP = b.policy.GBP
+	}
+	addr := s.own.Subnet.Addr()
+	return []tunnel.Object{link, tunnel.Address{Link: link.Name, Prefix: netip.PrefixFrom(addr, addr.BitLen())}}
+}
+
+// deviceMTU is the largest packet of all families that share the side's device.
+func (b *builder) deviceMTU(s *side) int {
+	mtu := s.mtu
+	if b.self.Engine == tunnel.EngineUserspace {
+		for _, other := range b.sides {
+			if other.off == "" {
+				mtu = max(mtu, other.mtu)
+			}
+		}
+	}
+	return mtu
+}
+
+// furnish adds what a side needs whether or not it has peers.
+func (b *builder) furnish(s *side) {
+	b.plan.Objects = append(b.plan.Objects, b.base(s)...)
+	if b.policy.Masquerade || b.policy.ForwardRules {
+		b.plan.Objects = append(b.plan.Objects, tunnel.Firewall{
+			Network:     s.network,
+			Subnet:      s.own.Subnet,
+			Masquerade:  b.policy.Masquerade,
+			RandomFully: b.policy.Masquerade && b.policy.RandomFully,
+			Forward:     b.policy.ForwardRules,
+		})
+	}
+	if b.policy.Blackhole {
+		b.plan.Objects = append(b.plan.Objects, tunnel.Route{Prefix: s.own.Subnet, Blackhole: true})
+	}
+	if b.policy.Backend == backendVXLAN && b.self.Engine == tunnel.EngineUserspace {
+		b.plan.Locals = append(b.plan.Locals, tunnel.Local{Subnet: s.own.Subnet, MAC: s.own.MAC, VNI: b.policy.VNI})
+	}
+}
+
+// objects returns every object a way to l stands on.
+func (b *builder) objects(l *leg, encap tunnel.Encap) []tunnel.Object {
+	if encap == tunnel.EncapDirect {
+		return []tunnel.Object{tunnel.Route{Prefix: l.Subnet, Via: l.PublicIP, Link: b.self.Underlay.Link}}
+	}
+	link := b.device(l.side)
+	base := b.base(l.side)
+	if b.self.Engine == tunnel.EngineUserspace {
+		route := tunnel.Route{Prefix: l.Subnet, Link: link}
+		if l.side.mtu < b.deviceMTU(l.side) {
+			route.MTU = l.side.mtu
+		}
+		return append(base, route)
+	}
+	gateway := l.Subnet.Addr()
+	return append(base,
+		tunnel.Neighbor{Link: link, IP: gateway, MAC: l.MAC},
+		tunnel.FDBEntry{Link: link, MAC: l.MAC, Remote: l.PublicIP},
+		tunnel.Route{Prefix: l.Subnet, Via: gateway, Link: link, OnLink: true})
+}
