@@ -1,0 +1,129 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Throughput sends one TCP stream from one namespace to an address of another
+// for a while and returns the gigabits per second that arrived. The congestion
+// control is cubic where the kernel has it.
+func Throughput(ctx context.Context, from, to *Namespace, addr netip.Addr, duration time.Duration) (gbps float64, err error) {
+	listener, err := to.Listen(ctx, "tcp", netip.AddrPortFrom(addr, 0).String())
+	if err != nil {
+		return 0, fmt.Errorf("measure throughput: %w", err)
+	}
+	defer listener.Close()
+	defer context.AfterFunc(ctx, func() { listener.Close() })()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() (err error) {
+		gbps, err = receiveAll(ctx, listener)
+		return err
+	})
+	group.Go(func() error {
+		conn, err := from.Dial(ctx, "tcp", listener.Addr().String())
+		if err != nil {
+			listener.Close() // nobody will come
+			return err
+		}
+		defer conn.Close()
+		defer context.AfterFunc(ctx, func() { conn.Close() })()
+		return sendFor(conn, duration)
+	})
+	if err := group.Wait(); err != nil {
+		return 0, fmt.Errorf("measure throughput from %s to %s: %w", from.name, to.name, err)
+	}
+	return gbps, nil
+}
+
+const streamBuffer = 256 << 10
+
+func receiveAll(ctx context.Context, listener net.Listener) (gbps float64, err error) {
+	conn, err := listener.Accept()
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	start := time.Now()
+	buffer := make([]byte, streamBuffer)
+	var total int64
+	for {
+		n, err := conn.Read(buffer)
+		total += int64(n)
+		if errors.Is(err, io.EOF) {
+			return float64(total) * 8 / float64(time.Since(start).Nanoseconds()), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+}
+
+func sendFor(conn net.Conn, duration time.Duration) error {
+	if err := useCubic(conn.(*net.TCPConn)); err != nil {
+		return fmt.Errorf("set congestion control: %w", err)
+	}
+	buffer := make([]byte, streamBuffer)
+	for start := time.Now(); time.Since(start) < duration; {
+		if _, err := conn.Write(buffer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Echo answers on an address of the namespace, over TCP and UDP at one port,
+// with what it is sent, until ctx ends. It returns the address and port.
+func (n *Namespace) Echo(ctx context.Context, addr netip.AddrPort) (netip.AddrPort, error) {
+	listener, err := n.Listen(ctx, "tcp", addr.String())
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	bound := listener.Addr().(*net.TCPAddr).AddrPort()
+	bound = netip.AddrPortFrom(addr.Addr(), bound.Port())
+	packets, err := n.ListenPacket(ctx, "udp", bound.String())
+	if err != nil {
+		listener.Close()
+		return netip.AddrPort{}, err
+	}
+	context.AfterFunc(ctx, func() {
+		listener.Close()
+		packets.Close()
+	})
+	go echoStreams(ctx, listener)
+	go echoPackets(packets)
+	return bound, nil
+}
+
+func echoStreams(ctx context.Context, listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer conn.Close()
+			defer context.AfterFunc(ctx, func() { conn.Close() })()
+			io.Copy(conn, conn) // ends when either side does
+		}()
+	}
+}
+
+func echoPackets(conn net.PacketConn) {
+	buffer := make([]byte, 1<<16)
+	for {
+		n, from, err := conn.ReadFrom(buffer)
+		if err != nil {
+			return
+		}
+		conn.WriteTo(buffer[:n], from) // a lost answer is the asker's to notice
+	}
+}
