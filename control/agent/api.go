@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// statusPath is the local API's one resource.
+const statusPath = "/v1/status"
+
+// listenLocal binds the unix socket, which is also the lock that keeps two
+// agents of one host apart. Only the owner may connect.
+func listenLocal(ctx context.Context, path string) (net.Listener, error) {
+	if _, err := FetchStatus(ctx, path); err == nil {
+		return nil, fmt.Errorf("listen on %s: another agent is running there; stop it, or choose another --run-dir", path)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make run directory: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove stale socket: %w", err)
+	}
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("restrict %s: %w", path, err), listener.Close())
+	}
+	return listener, nil
+}
+
+// listenHealth binds the health and metrics address.
+func listenHealth(ctx context.Context, addr string) (net.Listener, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("listen for health checks: %w (change --healthz-ip or --healthz-port)", err)
+	}
+	return listener, nil
+}
+
+// serve answers requests until ctx is done.
+func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second}
+	stop := context.AfterFunc(ctx, func() { server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve %s: %w", listener.Addr(), err)
+	}
+	return ctx.Err()
+}
+
+// localAPI answers `weft status`.
+func (a *Agent) localAPI() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(a.Status.Current()); err != nil {
+			a.Logger.Debug("answer status", "err", err)
+		}
+	})
+	return mux
+}
+
+// healthAPI answers probes and scrapers.
+func (a *Agent) healthAPI() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintln(w, "weft is running")
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		status := a.Status.Current()
+		if !status.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprintf(w, "weft is not ready: %s %s\n", status.State, status.Reason)
+			return
+		}
+		fmt.Fprintln(w, "weft is ready")
+	})
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector{a.Status})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// FetchStatus asks the agent behind the unix socket how it stands.
+func FetchStatus(ctx context.Context, socket string) (Status, error) {
+	client := http.Client{
+		Timeout: 5 * time.Second,
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				var dialer net.Dialer
+				return dialer.DialContext(ctx, "unix", socket)
+			},
+		},
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weft"+statusPath, nil)
+	if err != nil {
+		return Status{}, fmt.Errorf("build status request: %w", err)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return Status{}, fmt.Errorf("ask agent at %s: %w", socket, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+		return Status{}, fmt.Errorf("ask agent at %s: %s: %s", socket, response.Status, text)
+	}
+	var status Status
+	if err := json.NewDecoder(response.Body).Decode(&status); err != nil {
+		return Status{}, fmt.Errorf("read answer of agent at %s: %w", socket, err)
+	}
+	return status, nil
+}
+
+// notifySystemd sends one state line where systemd asked for it (sd_notify(3)).
+func notifySystemd(ctx context.Context, logger *slog.Logger, state string) {
+	socket := os.Getenv("NOTIFY_SOCKET")
+	if socket == "" {
+		return
+	}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unixgram", socket)
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+		err = errors.Join(err, conn.Close())
+	}
+	if err != nil {
+		logger.Warn("notify systemd", "err", err)
+	}
+}

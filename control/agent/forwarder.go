@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/plan"
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/engine"
+)
+
+// forwarder runs the userspace engine: it opens its device and sockets, again
+// if they fail, and hands it the plan's peers.
+type forwarder struct {
+	agent *Agent
+	self  control.Self
+
+	mu      sync.Mutex
+	planned control.Plan
+	engine  *engine.Engine // nil while not running
+	device  tunnel.Device
+	sockets []tunnel.Socket
+}
+
+func newForwarder(a *Agent, self control.Self) *forwarder {
+	return &forwarder{agent: a, self: self}
+}
+
+// Run keeps an engine running until ctx is done. The wanted UDP port may be
+// taken for a while by a kernel VXLAN device that is about to be removed.
+func (f *forwarder) Run(ctx context.Context) error {
+	wait := 100 * time.Millisecond
+	for {
+		err := f.runOnce(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		f.agent.Status.Waiting(fmt.Sprintf("userspace engine: %v", err))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, 5*time.Second)
+	}
+}
+
+// runOnce opens everything, runs, and closes everything.
+func (f *forwarder) runOnce(ctx context.Context) (err error) {
+	var mtu int
+	for _, link := range links(plan.Plan(control.Snapshot{}, f.self, f.agent.policy)) {
+		mtu = link.MTU
+	}
+	device, err := f.agent.Host.OpenDevice(f.self.Device, mtu)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, device.Close()) }()
+	var sockets []tunnel.Socket
+	defer func() {
+		for _, socket := range sockets {
+			err = errors.Join(err, socket.Close())
+		}
+	}()
+	for _, leg := range f.self.Lease.Legs {
+		socket, err := f.agent.Host.Listen(f.agent.listenAddr(leg))
+		if err != nil {
+			return err
+		}
+		sockets = append(sockets, socket)
+	}
+	running, err := engine.New(engine.Config{Device: device, Sockets: sockets, Logger: f.agent.Logger})
+	if err != nil {
+		return err
+	}
+	f.start(running, device, sockets)
+	defer f.stop()
+	return running.Run(ctx)
+}
+
+func (f *forwarder) start(running *engine.Engine, device tunnel.Device, sockets []tunnel.Socket) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.engine, f.device, f.sockets = running, device, sockets
+	f.apply()
+	f.agent.Status.setEngine(f)
+	f.agent.Status.Waiting("")
+}
+
+func (f *forwarder) stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.engine = nil
+}
+
+// setPlan hands over the peers of a new plan.
+func (f *forwarder) setPlan(planned control.Plan) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.planned = planned
+	f.apply()
+}
+
+// apply must be called with mu held.
+func (f *forwarder) apply() {
+	if f.engine == nil {
+		return
+	}
+	if err := errors.Join(f.engine.SetLocals(f.planned.Locals), f.engine.SetPeers(f.planned.Peers)); err != nil {
+		f.agent.Logger.Error("hand plan to the userspace engine", "err", err)
+	}
+}
+
+// working reports whether packets can flow as far as the engine is concerned.
+func (f *forwarder) working() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.engine != nil || f.self.Engine != tunnel.EngineUserspace
+}
+
+// Counters implements engineCounters.
+func (f *forwarder) Counters() map[string]uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	counters := map[string]uint64{}
+	if f.engine != nil {
+		f.engine.Stats().Each(func(name string, value uint64) { counters[name] = value })
+	}
+	return counters
+}
+
+// Offloads implements engineCounters.
+func (f *forwarder) Offloads() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.engine == nil {
+		return nil
+	}
+	why := append([]string(nil), f.device.Offloads().Why...)
+	for _, socket := range f.sockets {
+		why = append(why, socket.Offloads().Why...)
+	}
+	return why
+}
+
+// listenAddr is where frames for leg arrive: the local outer address's family,
+// on every address, as a kernel VXLAN device listens.
+func (a *Agent) listenAddr(leg control.Leg) netip.AddrPort {
+	addr := netip.IPv4Unspecified()
+	if leg.PublicIP.Is6() {
+		addr = netip.IPv6Unspecified()
+	}
+	return netip.AddrPortFrom(addr, a.policy.Port)
+}

@@ -1,0 +1,212 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/plan"
+	"github.com/weft-net/weft/control/reconcile"
+	"github.com/weft-net/weft/control/state"
+	"github.com/weft-net/weft/tunnel"
+)
+
+// keeper is one reconciler and the kinds of objects it keeps.
+type keeper struct {
+	loop   *reconcile.Loop[tunnel.Key, tunnel.Object]
+	driver Driver
+	keeps  func(tunnel.Kind) bool
+}
+
+// member keeps this host what the leases say it should be.
+func (a *Agent) member(ctx context.Context, self control.Self, underlay <-chan struct{}) error {
+	moved := make(chan struct{}, 1) // some item's status changed
+	keepers, err := a.keepers()
+	if err != nil {
+		return err
+	}
+	for _, k := range keepers {
+		defer k.driver.Close()
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, k := range keepers {
+		group.Go(func() error { return k.loop.Run(ctx) })
+		group.Go(func() error { return k.announce(ctx, moved) })
+	}
+	group.Go(func() error {
+		if err := a.Source.Run(ctx, a.snapshot.put); err != nil {
+			return fmt.Errorf("follow leases: %w", err)
+		}
+		return nil
+	})
+	engine := newForwarder(a, self)
+	if self.Engine == tunnel.EngineUserspace {
+		group.Go(func() error { return engine.Run(ctx) })
+	}
+	group.Go(func() error { return a.steer(ctx, self, keepers, engine, underlay, moved) })
+	return group.Wait()
+}
+
+// keepers opens the drivers. The firewall has a loop of its own, so that a
+// kernel without nftables still gets its routes.
+func (a *Agent) keepers() ([]keeper, error) {
+	objects, err := a.Host.Objects()
+	if err != nil {
+		return nil, fmt.Errorf("open host objects: %w", err)
+	}
+	firewall, err := a.Host.Firewall()
+	if err != nil {
+		firewall = unavailable{err}
+	}
+	isFirewall := func(k tunnel.Kind) bool { return k == tunnel.KindFirewall }
+	keepers := []keeper{
+		{driver: objects, keeps: func(k tunnel.Kind) bool { return !isFirewall(k) }},
+		{driver: firewall, keeps: isFirewall},
+	}
+	for i, name := range []string{"objects", "firewall"} {
+		keepers[i].loop = reconcile.New(reconcile.Config[tunnel.Key, tunnel.Object]{
+			Name: name, Driver: keepers[i].driver, Compare: tunnel.Key.Compare,
+			Equal:   func(want, have tunnel.Object) bool { return want == have },
+			Changes: keepers[i].driver.Changes(), Interval: a.Resync, Logger: a.Logger,
+		})
+	}
+	return keepers, nil
+}
+
+// steer turns every snapshot and every change of the underlay into a plan, and
+// every step of progress into status.
+func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, engine *forwarder, underlay, moved <-chan struct{}) error {
+	var snapshot control.Snapshot
+	var planned control.Plan
+	known := false
+	for {
+		replan := false
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case snapshot = <-a.snapshot.ch:
+			known, replan = true, true
+		case <-underlay:
+			replan = a.observeUnderlay(ctx, &self) && known
+		case <-moved:
+		}
+		if replan {
+			planned = plan.Plan(snapshot, self, a.policy)
+			engine.setPlan(planned)
+			for _, k := range keepers {
+				k.loop.SetWant(k.want(planned), planned.Complete)
+			}
+		}
+		items := map[tunnel.Key]itemState{}
+		for _, k := range keepers {
+			k.report(items)
+		}
+		ready := known && readiness(planned, items) && engine.working()
+		a.Status.progress(planned, items, ready)
+		if ready {
+			if err := a.becomeReady(ctx, planned, self); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// observeUnderlay follows the outer device's MTU and on-link prefixes. Its
+// addresses are part of the lease and stay.
+func (a *Agent) observeUnderlay(ctx context.Context, self *control.Self) (changed bool) {
+	outer, err := a.Host.Underlay(ctx, a.recall, a.policy.Networks)
+	if err != nil {
+		a.Logger.Warn("underlay is unclear, keeping what is known", "err", err)
+		return false
+	}
+	if outer.Link != self.Underlay.Link {
+		return false
+	}
+	changed = outer.MTU != self.Underlay.MTU || fmt.Sprint(outer.OnLink) != fmt.Sprint(self.Underlay.OnLink)
+	if changed {
+		a.Logger.Info("underlay changed", "link", outer.Link, "mtu", outer.MTU, "on_link", fmt.Sprint(outer.OnLink))
+		self.Underlay.MTU, self.Underlay.OnLink = outer.MTU, outer.OnLink
+	}
+	return changed
+}
+
+// becomeReady writes subnet.env, which lets pods start, and tells the lease
+// source and systemd once.
+func (a *Agent) becomeReady(ctx context.Context, planned control.Plan, self control.Self) error {
+	env := state.SubnetEnv{Networks: a.policy.Networks, MTU: planned.MTU, IPMasq: a.policy.Masquerade}
+	for _, leg := range self.Lease.Legs {
+		env.Subnets = append(env.Subnets, leg.Subnet)
+	}
+	if err := state.WriteSubnetEnv(a.SubnetFile, env); err != nil {
+		return fmt.Errorf("write %s: %w", a.SubnetFile, err)
+	}
+	if a.notified {
+		return nil
+	}
+	a.notified = true
+	notifySystemd(ctx, a.Logger, "READY=1")
+	return a.Source.Ready(ctx)
+}
+
+// want picks the keeper's objects from the plan.
+func (k keeper) want(planned control.Plan) map[tunnel.Key]tunnel.Object {
+	want := map[tunnel.Key]tunnel.Object{}
+	for _, object := range planned.Objects {
+		if k.keeps(object.Key().Kind) {
+			want[object.Key()] = object
+		}
+	}
+	return want
+}
+
+// report adds the keeper's item states to items. While it cannot look, it
+// knows of nothing that it is in place.
+func (k keeper) report(items map[tunnel.Key]itemState) {
+	status := k.loop.Status()
+	for key, item := range status.Items {
+		state := itemState{Done: item.State == reconcile.Done, Err: item.Error, Attempts: item.Attempts}
+		if status.Error != "" {
+			state.Done, state.Err = false, status.Error
+		}
+		items[key] = state
+	}
+}
+
+// announce puts a token into moved whenever the status of an item has changed.
+func (k keeper) announce(ctx context.Context, moved chan<- struct{}) error {
+	for {
+		changed := k.loop.Changed()
+		select {
+		case moved <- struct{}{}:
+		default:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// unavailable is a driver that could not be opened: what it should keep fails
+// with the reason, and the rest of the host works.
+type unavailable struct{ err error }
+
+// Observe implements Driver.
+func (u unavailable) Observe(context.Context) (map[tunnel.Key]tunnel.Object, error) {
+	return nil, u.err
+}
+
+// Apply implements Driver.
+func (u unavailable) Apply(context.Context, tunnel.Object) error { return u.err }
+
+// Delete implements Driver.
+func (u unavailable) Delete(context.Context, tunnel.Object) error { return u.err }
+
+// Changes implements Driver: nothing ever changes.
+func (unavailable) Changes() <-chan struct{} { return nil }
+
+// Close implements Driver.
+func (unavailable) Close() error { return nil }

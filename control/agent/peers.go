@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"strings"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel"
+)
+
+// itemState is how far one host object is.
+type itemState struct {
+	Done     bool   // in place when last looked at
+	Err      string // why it is not
+	Attempts int
+}
+
+// tried reports whether the object has been put in place or has failed.
+func (i itemState) tried() bool { return i.Done || i.Err != "" }
+
+// peerStatus says how one other host stands: as well as the worst of its ways.
+func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatus {
+	peer := PeerStatus{Name: host.Host, Subnets: []string{}, State: StateUp}
+	var reasons, endpoints []string
+	for _, way := range host.Ways {
+		peer.Subnets = append(peer.Subnets, way.Subnet.String())
+		endpoint := way.Endpoint.String()
+		if way.Endpoint.Port() == 0 {
+			endpoint = way.Endpoint.Addr().String()
+		}
+		endpoints = append(endpoints, endpoint)
+		peer.Encap, peer.Engine = string(way.Encap), string(way.Engine)
+		if peer.MTU == 0 || way.MTU < peer.MTU {
+			peer.MTU = way.MTU
+		}
+		if way.Reason != "" {
+			reasons = append(reasons, way.Reason)
+		}
+		for _, key := range way.Objects {
+			switch item := items[key]; {
+			case item.Err != "":
+				peer.State = StateFailed
+				reasons = append(reasons, item.Err)
+			case !item.Done && peer.State == StateUp:
+				peer.State = StateProgramming
+			}
+		}
+	}
+	if len(host.Ways) == 0 {
+		peer.State = StateUnreachable
+	}
+	peer.Endpoint = strings.Join(endpoints, ",")
+	peer.Reason = strings.Join(append(reasons, host.Reasons...), "; ")
+	return peer
+}
+
+// readiness decides whether this host may be called ready: the lease source's
+// listing is whole, everything of this host's own is in place, every peer's
+// objects have been tried, and not all peers failed.
+func readiness(planned control.Plan, items map[tunnel.Key]itemState) bool {
+	if !planned.Complete {
+		return false
+	}
+	for _, object := range planned.Objects {
+		item := items[object.Key()]
+		if !item.tried() || isOwn(object) && !item.Done {
+			return false
+		}
+	}
+	works, reachable := 0, 0
+	for _, host := range planned.Hosts {
+		switch peerStatus(host, items).State {
+		case StateUp:
+			works++
+			reachable++
+		case StateFailed:
+			reachable++
+		}
+	}
+	return works > 0 || reachable == 0
+}
+
+// isOwn reports whether the object serves the host itself and not one peer.
+func isOwn(object tunnel.Object) bool {
+	switch o := object.(type) {
+	case tunnel.Neighbor, tunnel.FDBEntry:
+		return false
+	case tunnel.Route:
+		return o.Blackhole
+	}
+	return true
+}

@@ -1,0 +1,223 @@
+package agent
+
+import (
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel"
+)
+
+// The states of a host and of a peer.
+const (
+	StateWaiting     = "waiting"     // for the lease source or the underlay
+	StateProgramming = "programming" // the plan is being put in place
+	StateUp          = "up"
+	StateFailed      = "failed"      // an object could not be put in place; it is retried
+	StateUnreachable = "unreachable" // there is no way to this peer
+)
+
+// Status is what `weft status -o json` prints.
+type Status struct {
+	Host         string            `json:"host"`
+	Version      string            `json:"version"`
+	State        string            `json:"state"`
+	Reason       string            `json:"reason,omitempty"`
+	Ready        bool              `json:"ready"`
+	Engine       string            `json:"engine,omitempty"`
+	EngineReason string            `json:"engine_reason,omitempty"`
+	Device       string            `json:"device,omitempty"`
+	Encap        string            `json:"encap,omitempty"`
+	Subnets      []string          `json:"subnets"`
+	PublicIPs    []string          `json:"public_ips"`
+	MTU          int               `json:"mtu,omitempty"`
+	Since        time.Time         `json:"since"`
+	Peers        []PeerStatus      `json:"peers"`
+	Problems     []Problem         `json:"problems"`
+	Items        ItemCounts        `json:"items"`
+	Failures     []ItemFailure     `json:"failures"`
+	Offloads     []string          `json:"offloads,omitempty"` // what the userspace engine has to do without, and why
+	Counters     map[string]uint64 `json:"counters,omitempty"` // of the userspace engine
+}
+
+// PeerStatus is one other host.
+type PeerStatus struct {
+	Name       string    `json:"name"`
+	Subnets    []string  `json:"subnets"`
+	Endpoint   string    `json:"endpoint"`
+	Encap      string    `json:"encap"`
+	Engine     string    `json:"engine"`
+	MTU        int       `json:"mtu"`
+	State      string    `json:"state"`
+	Reason     string    `json:"reason"`
+	LastChange time.Time `json:"last_change"`
+}
+
+// Problem is something unusable in the lease source.
+type Problem struct {
+	Source string `json:"source"`
+	Reason string `json:"reason"`
+}
+
+// ItemCounts counts host objects by state.
+type ItemCounts struct {
+	Done    int `json:"done"`
+	Pending int `json:"pending"`
+	Failed  int `json:"failed"`
+}
+
+// ItemFailure is one host object that could not be put in place.
+type ItemFailure struct {
+	Item     string `json:"item"`
+	Reason   string `json:"reason"`
+	Attempts int    `json:"attempts"`
+}
+
+// Tracker is the one place that knows how this host stands. It is safe for
+// concurrent use, and logs transitions, never repeats.
+type Tracker struct {
+	logger *slog.Logger
+	now    func() time.Time
+
+	mu     sync.Mutex
+	status Status
+	engine engineCounters
+}
+
+// engineCounters is what status and metrics read from the userspace engine.
+type engineCounters interface {
+	Counters() map[string]uint64
+	Offloads() []string
+}
+
+// NewTracker starts in the waiting state.
+func NewTracker(host, version string, logger *slog.Logger) *Tracker {
+	return &Tracker{logger: logger, now: time.Now, status: Status{
+		Host: host, Version: version, State: StateWaiting, Reason: "starting", Since: time.Now(),
+		Subnets: []string{}, PublicIPs: []string{}, Peers: []PeerStatus{}, Problems: []Problem{}, Failures: []ItemFailure{},
+	}}
+}
+
+// Waiting records why this host is not a member yet, or no longer hears from
+// its lease source; the empty reason ends the wait.
+func (t *Tracker) Waiting(reason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if reason == t.status.Reason {
+		return
+	}
+	t.status.Reason = reason
+	if reason != "" {
+		t.logger.Warn("waiting", "reason", reason)
+	}
+}
+
+// Current is a copy of the status, with the engine's counters read now.
+func (t *Tracker) Current() Status {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	status := t.status
+	status.Peers = slices.Clone(status.Peers)
+	if t.engine != nil {
+		status.Counters = t.engine.Counters()
+		status.Offloads = t.engine.Offloads()
+	}
+	return status
+}
+
+// joined records the lease and the engine.
+func (t *Tracker) joined(self control.Self, policy control.Policy, engineReason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.status
+	s.Reason = ""
+	s.Engine, s.EngineReason = string(self.Engine), engineReason
+	s.Encap = policy.Backend
+	if self.Engine == tunnel.EngineUserspace {
+		s.Device = self.Device
+	} else {
+		s.Device = string(tunnel.EngineKernel)
+	}
+	for _, leg := range self.Lease.Legs {
+		s.Subnets = append(s.Subnets, leg.Subnet.String())
+		s.PublicIPs = append(s.PublicIPs, leg.PublicIP.String())
+	}
+	t.setState(StateProgramming)
+}
+
+func (t *Tracker) setEngine(engine engineCounters) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.engine = engine
+}
+
+// setState must be called with mu held.
+func (t *Tracker) setState(state string) {
+	if t.status.State == state {
+		return
+	}
+	t.logger.Info("host state", "from", t.status.State, "to", state)
+	t.status.State, t.status.Since = state, t.now()
+}
+
+// progress records how far the plan is in place. items knows every object that
+// has been tried.
+func (t *Tracker) progress(planned control.Plan, items map[tunnel.Key]itemState, ready bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	s := &t.status
+	s.MTU, s.Ready = planned.MTU, ready
+	s.Peers = t.peers(planned.Hosts, items)
+	s.Problems = []Problem{}
+	for _, p := range planned.Problems {
+		s.Problems = append(s.Problems, Problem(p))
+	}
+	s.Items, s.Failures = ItemCounts{}, []ItemFailure{}
+	for _, object := range planned.Objects {
+		item := items[object.Key()]
+		switch {
+		case item.Err != "":
+			s.Items.Failed++
+			s.Failures = append(s.Failures, ItemFailure{Item: object.Key().String(), Reason: item.Err, Attempts: item.Attempts})
+		case item.Done:
+			s.Items.Done++
+		default:
+			s.Items.Pending++
+		}
+	}
+	switch {
+	case ready:
+		t.setState(StateUp)
+	case s.Items.Failed > 0:
+		t.setState(StateFailed)
+	default:
+		t.setState(StateProgramming)
+	}
+}
+
+// peers joins decisions and item states, keeping the time of the last change.
+// It must be called with mu held.
+func (t *Tracker) peers(hosts []control.HostPlan, items map[tunnel.Key]itemState) []PeerStatus {
+	before := map[string]PeerStatus{}
+	for _, peer := range t.status.Peers {
+		before[peer.Name] = peer
+	}
+	peers := make([]PeerStatus, 0, len(hosts))
+	for _, host := range hosts {
+		peer := peerStatus(host, items)
+		old, known := before[peer.Name]
+		peer.LastChange = old.LastChange
+		if !known || old.State != peer.State || old.Reason != peer.Reason || old.Endpoint != peer.Endpoint || !slices.Equal(old.Subnets, peer.Subnets) {
+			peer.LastChange = t.now()
+			t.logger.Info("peer", "name", peer.Name, "state", peer.State, "endpoint", peer.Endpoint, "subnets", peer.Subnets, "reason", peer.Reason)
+		}
+		peers = append(peers, peer)
+		delete(before, peer.Name)
+	}
+	for name := range before {
+		t.logger.Info("peer is gone", "name", name)
+	}
+	return peers
+}
