@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -155,5 +156,38 @@ func (c *cable) plug(mtu int) error {
 		return err
 	}
 	c.props.MTU = mtu
-	return c.host.Do(func() error { return bringUp(c.device, c.addresses) })
+	if err := c.host.Do(func() error { return bringUp(c.device, c.addresses) }); err != nil {
+		return err
+	}
+	return c.awaitCarrier()
+}
+
+// awaitCarrier waits until frames pass: the kernel notices a carrier a little
+// later, and until then drops what is sent.
+func (c *cable) awaitCarrier() error {
+	if err := c.outside.Do(func() error { return awaitUp(c.port, c.bridge) }); err != nil {
+		return err
+	}
+	return c.host.Do(func() error { return awaitUp(c.device) })
+}
+
+func awaitUp(devices ...string) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for _, device := range devices {
+		for {
+			link, err := netlink.LinkByName(device)
+			if err != nil {
+				return fmt.Errorf("find %s: %w", device, err)
+			}
+			state := link.Attrs().OperState
+			if state == netlink.OperUp {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("wait for carrier of %s: it stays %s", device, state)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
 }

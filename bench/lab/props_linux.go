@@ -38,7 +38,10 @@ func (c *cable) set(props LinkProps) error {
 		return err
 	}
 	c.props = props
-	return nil
+	if props.Down {
+		return nil
+	}
+	return c.awaitCarrier()
 }
 
 // setEnd sets what both ends have in common.
