@@ -46,7 +46,7 @@ func (d *Driver) relevantLink(message syscall.NetlinkMessage) bool {
 	if binary.NativeEndian.Uint32(message.Data[changeMask:])&unix.IFF_UP != 0 {
 		return true
 	}
-	name, found := attribute(message.Data[unix.SizeofIfInfomsg:], unix.IFLA_IFNAME)
+	name, found := watch.Attribute(message.Data[unix.SizeofIfInfomsg:], unix.IFLA_IFNAME)
 	return !found || d.isName(unix.ByteSliceToString(name))
 }
 
@@ -57,25 +57,9 @@ func (d *Driver) relevantRoute(message syscall.NetlinkMessage) bool {
 	if message.Header.Flags&unix.NLM_F_REPLACE != 0 || message.Data[protocol] == RouteProtocol {
 		return true
 	}
-	index, found := attribute(message.Data[unix.SizeofRtMsg:], unix.RTA_OIF)
+	index, found := watch.Attribute(message.Data[unix.SizeofRtMsg:], unix.RTA_OIF)
 	if !found || len(index) < 4 {
 		return message.Data[protocol] != unix.RTPROT_KERNEL // several next hops
 	}
 	return d.isName(d.devices.name(int(binary.NativeEndian.Uint32(index))))
-}
-
-// attribute finds the value of the first attribute of a type.
-func attribute(attributes []byte, kind uint16) ([]byte, bool) {
-	for len(attributes) >= unix.SizeofRtAttr {
-		length := int(binary.NativeEndian.Uint16(attributes))
-		if length < unix.SizeofRtAttr || length > len(attributes) {
-			return nil, false
-		}
-		if binary.NativeEndian.Uint16(attributes[2:]) == kind {
-			return attributes[unix.SizeofRtAttr:length], true
-		}
-		aligned := (length + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1)
-		attributes = attributes[min(aligned, len(attributes)):]
-	}
-	return nil, false
 }

@@ -1,6 +1,7 @@
 package watch
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -132,4 +133,21 @@ func (w *Watcher) pause() {
 	case <-w.closing:
 	case <-time.After(time.Second):
 	}
+}
+
+// Attribute finds the value of the first netlink attribute of a type in a
+// message after its header.
+func Attribute(attributes []byte, kind uint16) ([]byte, bool) {
+	for len(attributes) >= unix.SizeofRtAttr {
+		length := int(binary.NativeEndian.Uint16(attributes))
+		if length < unix.SizeofRtAttr || length > len(attributes) {
+			return nil, false
+		}
+		if binary.NativeEndian.Uint16(attributes[2:]) == kind {
+			return attributes[unix.SizeofRtAttr:length], true
+		}
+		aligned := (length + unix.RTA_ALIGNTO - 1) &^ (unix.RTA_ALIGNTO - 1)
+		attributes = attributes[min(aligned, len(attributes)):]
+	}
+	return nil, false
 }
