@@ -1,0 +1,10 @@
+//go:build !linux && !windows
+
+package udp
+
+import "golang.org/x/sys/unix"
+
+const (
+	errnoTooBig    = unix.EMSGSIZE
+	errnoNoBuffers = unix.ENOBUFS
+)
