@@ -55,6 +55,7 @@ type Claim struct {
 
 // Recall is what the lease source already knows about this host.
 type Recall struct {
+	Host       string       // the name it goes by there; empty: the one it was given
 	MACs       []tunnel.MAC // VTEP MACs it has published, per family: index 0 IPv4, 1 IPv6; zero if none
 	InternalIP []netip.Addr // the Node's InternalIP addresses
 	PublicIP   []netip.Addr // addresses the user has set for this host in the lease source (node-public-ip)

@@ -49,6 +49,7 @@ type Driver interface {
 type Outer struct {
 	control.Underlay
 	Public []netip.Addr // one per wanted family, IPv4 first
+	Reason string       // why this device
 }
 
 // Host is what the operating system does for the agent.
@@ -72,7 +73,7 @@ type Host interface {
 
 // Config is everything an agent is made of.
 type Config struct {
-	Node    string // host name; must be the Node's name in Kubernetes
+	Node    string // host name; empty: the lease source knows it
 	Version string
 	Source  Source
 	Host    Host
@@ -111,9 +112,6 @@ func New(cfg Config) (*Agent, error) {
 	default:
 		return nil, fmt.Errorf("--engine %q: want auto, kernel or userspace", cfg.Engine)
 	}
-	if cfg.Node == "" {
-		return nil, errors.New("--node-name is empty: set it, or NODE_NAME")
-	}
 	return &Agent{Config: cfg, snapshot: newMailbox[control.Snapshot]()}, nil
 }
 
@@ -150,6 +148,9 @@ func (a *Agent) join(ctx context.Context) error {
 	a.policy = a.policyOf(config)
 	if a.recall, err = a.Source.Recall(ctx); err != nil {
 		return fmt.Errorf("look up this host in the lease source: %w", err)
+	}
+	if a.recall.Host != "" {
+		a.Node = a.recall.Host
 	}
 	changes := a.Host.UnderlayChanges(ctx)
 	outer, err := a.waitUnderlay(ctx, changes)
@@ -197,6 +198,7 @@ func (a *Agent) waitUnderlay(ctx context.Context, changes <-chan struct{}) (Oute
 	for {
 		outer, err := a.Host.Underlay(ctx, a.recall, a.policy.Networks)
 		if err == nil {
+			a.Logger.Info("underlay chosen", "link", outer.Link, "mtu", outer.MTU, "publish", outer.Public, "reason", outer.Reason)
 			return outer, nil
 		}
 		a.Status.Waiting(err.Error())
