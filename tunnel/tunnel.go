@@ -76,7 +76,7 @@ type Peer struct {
 // Local is what this host terminates for one inner family: frames to MAC on
 // VNI carrying that family are ours.
 type Local struct {
-	Subnet netip.Prefix // own lease; ICMP errors are sent from its network address
+	Subnet netip.Prefix // own lease; only packets to an address in it are let in
 	MAC    MAC
 	VNI    uint32
 }

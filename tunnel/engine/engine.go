@@ -149,3 +149,21 @@ func (e *Engine) Stats() Stats {
 	}
 	return stats
 }
+
+// localsNow is what this host terminates at the moment.
+func (e *Engine) localsNow() []tunnel.Local {
+	if locals := e.locals.Load(); locals != nil {
+		return *locals
+	}
+	return nil
+}
+
+// localOf returns the Local of one inner family, or nil.
+func localOf(locals []tunnel.Local, is4 bool) *tunnel.Local {
+	for i := range locals {
+		if locals[i].Subnet.Addr().Is4() == is4 {
+			return &locals[i]
+		}
+	}
+	return nil
+}

@@ -2,21 +2,89 @@ package engine
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/packet"
+	"github.com/weft-net/weft/tunnel/peertable"
+	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
-// rx is the worker from one Socket to the Device.
+// Sizes of an rx worker's memory.
+const (
+	rxArena   = 8 * (tunnel.MaxPacket + 1) // runs per Socket receive, if they are large
+	rxRuns    = 64
+	rxPackets = 512 // packets between two flushes
+	rxParts   = 1024
+	rxSlab    = 32 << 10 // headers of super-packets between two flushes
+	rxCut     = 64       // segments per Device write of a super-packet that has to be cut
+)
+
+// mtuFor is how long the Device's MTU is taken to be what it was.
+const mtuFor = time.Second
+
+// rx is the worker from one Socket to the Device. Packets that go on as they
+// came are written from the arena; joined ones as a header in the slab and the
+// payloads from the arena.
 type rx struct {
 	engine   *Engine
 	socket   tunnel.Socket
+	counters counters
 	arena    []byte
 	batch    []tunnel.Datagrams
-	counters counters
+
+	offloads tunnel.Offloads // of the Device
+	mtu      int             // of the Device
+	mtuUntil time.Time
+
+	// Of the batch at hand.
+	peers  *peertable.Table
+	locals []tunnel.Local
+
+	// Filled until flush writes it all.
+	packets   []arrival
+	group     packet.Group // the last packets, from groupFrom on
+	groupFrom int
+	out       []tunnel.Outgoing
+	spans     []span // of out
+	parts     [][]byte
+	slab      []byte // what is free of slabWhole
+	slabWhole []byte
+
+	cutOut   []tunnel.Outgoing
+	cutParts [][]byte
+	cutSlab  []byte
+	logLimit quiet
 }
 
+// arrival is an accepted packet.
+type arrival struct {
+	packet.View
+	partial bool // the transport checksum is to be finished
+	size    int  // of a super-packet: payload bytes per segment
+}
+
+// span is the packets that one Outgoing was made of.
+type span struct{ from, to int }
+
 func newRx(e *Engine, socket tunnel.Socket) *rx {
-	return &rx{engine: e, socket: socket, arena: make([]byte, tunnel.MaxPacket), batch: make([]tunnel.Datagrams, 64)}
+	r := &rx{
+		engine:    e,
+		socket:    socket,
+		arena:     make([]byte, rxArena),
+		batch:     make([]tunnel.Datagrams, rxRuns),
+		offloads:  e.device.Offloads(),
+		packets:   make([]arrival, 0, rxPackets),
+		out:       make([]tunnel.Outgoing, 0, rxPackets),
+		spans:     make([]span, 0, rxPackets),
+		parts:     make([][]byte, 0, rxParts),
+		slabWhole: make([]byte, rxSlab),
+		cutOut:    make([]tunnel.Outgoing, 0, rxCut),
+		cutParts:  make([][]byte, 0, 2*rxCut),
+		cutSlab:   make([]byte, rxSlab),
+	}
+	r.slab = r.slabWhole
+	return r
 }
 
 func (r *rx) run() error {
@@ -29,7 +97,204 @@ func (r *rx) run() error {
 	}
 }
 
+// process writes one batch of runs to the Device, to completion.
 func (r *rx) process(runs []tunnel.Datagrams) {
+	r.peers, r.locals = r.engine.peers.Load(), r.engine.localsNow()
+	for i := range runs {
+		r.receive(&runs[i])
+	}
+	r.flush()
+	r.counters.add(RxBatches, 1)
 	r.counters.add(RxRuns, len(runs))
 	r.counters.publish()
+}
+
+func (r *rx) drop(reason Counter) { r.counters.add(reason, 1) }
+
+// receive takes in the datagrams of one run.
+func (r *rx) receive(run *tunnel.Datagrams) {
+	if isSuperFrame(run) {
+		r.datagram(run, run.Data, run.SegmentSize)
+		return
+	}
+	rest, size := run.Data, run.SegmentSize
+	if size == 0 {
+		size = len(rest)
+	}
+	for len(rest) > size {
+		r.datagram(run, rest[:size], 0)
+		rest = rest[size:]
+	}
+	r.datagram(run, rest, 0)
+}
+
+// isSuperFrame reports whether what looks like a run is one datagram with a
+// super-packet in it. A kernel peer on the same machine sends those: the inner
+// segment size then comes in place of that of a run. In a real run no datagram
+// is longer than the segment size.
+func isSuperFrame(run *tunnel.Datagrams) bool {
+	if run.SegmentSize == 0 || len(run.Data) <= max(run.SegmentSize, vxlan.Overhead) {
+		return false
+	}
+	v, err := packet.Parse(run.Data[vxlan.Overhead:])
+	return err == nil && len(v.Data)+vxlan.Overhead > run.SegmentSize
+}
+
+// datagram takes in one datagram. size is the segment size of the super-packet
+// in it, where that is known.
+func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
+	r.counters.add(RxDatagrams, 1)
+	frame, err := vxlan.Parse(data)
+	if err != nil {
+		r.drop(dropOf(err))
+		return
+	}
+	local := localOf(r.locals, frame.Type == vxlan.IPv4)
+	switch {
+	case !r.knowsVNI(frame.VNI):
+		r.drop(RxDropVNI)
+		return
+	case local == nil || local.VNI != frame.VNI:
+		r.drop(RxDropFamily)
+		return
+	case local.MAC != frame.To:
+		r.drop(RxDropMAC)
+		return
+	}
+	v, err := packet.Parse(frame.Packet)
+	if err == nil && v.Is4() != (frame.Type == vxlan.IPv4) {
+		err = packet.ErrVersion
+	}
+	switch {
+	case err != nil:
+		r.drop(dropOf(err))
+		return
+	case !r.peers.Allowed(run.Addr.Addr(), v.Source()):
+		r.drop(RxDropSource)
+		return
+	case !local.Subnet.Contains(v.Destination()):
+		r.drop(RxDropDestination)
+		return
+	case !decapsulateECN(v, run.ECN):
+		r.drop(RxDropECN)
+		return
+	}
+	r.counters.add(RxPackets, 1)
+	r.counters.add(RxBytes, len(v.Data))
+	r.accept(v, size)
+}
+
+func (r *rx) knowsVNI(vni uint32) bool {
+	for i := range r.locals {
+		if r.locals[i].VNI == vni {
+			return true
+		}
+	}
+	return false
+}
+
+// dropOf is the counter for an error of Parse, in vxlan or packet.
+func dropOf(err error) Counter {
+	switch err {
+	case vxlan.ErrTruncated, packet.ErrTruncated:
+		return RxDropTruncated
+	case vxlan.ErrHeader:
+		return RxDropHeader
+	case vxlan.ErrVLAN:
+		return RxDropVLAN
+	case vxlan.ErrARP:
+		return RxDropARP
+	case vxlan.ErrLLC:
+		return RxDropLLC
+	case vxlan.ErrNotIP:
+		return RxDropNotIP
+	case packet.ErrLength:
+		return RxDropLength
+	}
+	return RxDropMalformed
+}
+
+// decapsulateECN combines the outer ECN bits into the inner packet (RFC 6040,
+// section 4.2), or says that the packet is to be dropped.
+func decapsulateECN(v packet.View, outer uint8) bool {
+	inner := v.ECN()
+	switch {
+	case outer == packet.CE && inner == packet.NotECT:
+		return false
+	case outer == packet.CE && inner != packet.CE,
+		outer == packet.ECT1 && inner == packet.ECT0:
+		v.SetECN(outer)
+	}
+	return true
+}
+
+// accept queues a packet for the Device, joined to those before it if it can be.
+func (r *rx) accept(v packet.View, size int) {
+	r.reserve()
+	a := arrival{View: v, partial: v.Partial(), size: r.segmentSize(v, size)}
+	if a.partial {
+		r.counters.add(RxPartial, 1)
+	}
+	joins := v.Protocol == packet.TCP && r.offloads.TCP || v.Protocol == packet.UDP && r.offloads.UDP
+	sound := (joins || a.size > 0) && (a.partial || v.Valid())
+	switch {
+	case a.size > 0 && sound:
+		r.closeGroup()
+		r.counters.add(RxSuperFrames, 1)
+		r.super(a, joins)
+	case joins && sound && r.group.Add(v):
+		r.packets = append(r.packets, a)
+	default:
+		r.closeGroup()
+		r.groupFrom = len(r.packets)
+		r.packets = append(r.packets, a)
+		if !joins || !sound || !r.group.Start(v) {
+			r.single(r.groupFrom)
+		}
+	}
+}
+
+// segmentSize is the payload per segment of what came as a super-packet, and 0
+// for others. Where a UDP super-packet is cut matters, so its size has to be
+// known; a TCP packet larger than the Device's MTU is cut to fit it.
+func (r *rx) segmentSize(v packet.View, known int) int {
+	headers, ok := v.PayloadOffset()
+	switch {
+	case !ok || v.Protocol == packet.UDP && known == 0:
+		return 0
+	case known > 0 && known >= len(v.Data)-headers:
+		return 0
+	case known > 0:
+		return known
+	case len(v.Data) > r.mtu:
+		r.learnMTU()
+	}
+	if len(v.Data) <= r.mtu {
+		return 0
+	}
+	return max(r.mtu-headers, 0)
+}
+
+func (r *rx) learnMTU() {
+	now := time.Now()
+	if now.Before(r.mtuUntil) {
+		return
+	}
+	r.mtuUntil = now.Add(mtuFor)
+	mtu, err := r.engine.device.MTU()
+	switch {
+	case err == nil:
+		r.mtu = mtu
+	case r.mtu == 0:
+		r.mtu = tunnel.MaxPacket
+	}
+}
+
+// reserve makes sure that one more packet, and the group it may close, can be
+// queued, by flushing if need be.
+func (r *rx) reserve() {
+	if len(r.packets) == cap(r.packets) || len(r.out)+2 > cap(r.out) ||
+		len(r.parts)+packet.MaxMerged+4 > cap(r.parts) || len(r.slab) < rxSlab/2 {
+		r.flush()
+	}
 }

@@ -9,51 +9,51 @@ type Counter uint8
 // datagrams are outer UDP datagrams; a run is what one Socket call carries.
 // TX is from the Device to the underlay, RX the other way.
 const (
-	TxBatches       Counter = iota // Device reads
-	TxPackets                      // packets read
-	TxBytes                        // bytes of those
-	TxSuperPackets                 // those that were to be segmented
-	TxRuns                         // runs sent
-	TxDatagrams                    // datagrams sent
-	TxFallbacks                    // runs sent one datagram at a time because the Socket refused them whole
-	TxFragmented                   // packets cut into IPv4 fragments
-	TxICMP                         // ICMP "too big" sent to inner senders
-	TxICMPLimited                  // ICMP "too big" not sent because of the rate limit
-	TxDropMalformed                // not an IP packet
-	TxDropUnfinished               // what was put off (checksum, segmentation) cannot be done
-	TxDropNoPeer                   // no peer owns the inner destination
-	TxDropNoLocal                  // this host terminates nothing of that inner family
-	TxDropNoSocket                 // no socket of the peer's outer family
-	TxDropTooBig                   // larger than the peer's MTU or the path's
-	TxDropFull                     // the socket stayed full
-	TxDropSend                     // the socket failed otherwise
+	TxBatches        Counter = iota // Device reads
+	TxPackets                       // packets read
+	TxBytes                         // bytes of those
+	TxSuperPackets                  // those that were to be segmented
+	TxRuns                          // runs sent
+	TxDatagrams                     // datagrams sent
+	TxFallbacks                     // runs sent one datagram at a time because the Socket refused them whole
+	TxFragmented                    // packets cut into IPv4 fragments
+	TxICMP                          // ICMP "too big" sent to inner senders
+	TxICMPLimited                   // ICMP "too big" not sent because of the rate limit
+	TxDropMalformed                 // not an IP packet
+	TxDropUnfinished                // what was put off (checksum, segmentation) cannot be done
+	TxDropNoPeer                    // no peer owns the inner destination
+	TxDropNoLocal                   // this host terminates nothing of that inner family
+	TxDropNoSocket                  // no socket of the peer's outer family
+	TxDropTooBig                    // larger than the peer's MTU or the path's
+	TxDropFull                      // the socket stayed full
+	TxDropSend                      // the socket failed otherwise
 
-	RxBatches           // Socket receives
-	RxRuns              // runs received
-	RxDatagrams         // datagrams in them
-	RxPackets           // packets accepted
-	RxBytes             // bytes of those
-	RxWrites            // packets written to the Device, after coalescing
-	RxSuperPackets      // those that were super-packets
-	RxPartial           // packets that came with an unfinished transport checksum
-	RxSuperFrames       // packets that came as a whole super-packet in one datagram
-	RxFallbacks         // packets written finished because the Device refused an offload
-	RxDropTruncated     // shorter than its headers
-	RxDropHeader        // VXLAN header without a VNI
-	RxDropVNI           // not a VNI of ours
-	RxDropFamily        // an inner family this host does not terminate
-	RxDropMAC           // inner destination MAC is not ours
-	RxDropVLAN          // inner frame with a VLAN tag
-	RxDropARP           // inner ARP
-	RxDropLLC           // inner frame with a length in place of a type
-	RxDropNotIP         // inner frame of another type
-	RxDropMalformed     // inner IP header wrong
-	RxDropLength        // inner IP length larger than the frame
-	RxDropSource        // inner source does not belong to the peer with that outer source
-	RxDropDestination   // inner destination is not in our subnet
-	RxDropECN           // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
-	RxDropDevice        // the Device failed to take it
-	counterCount    int = iota
+	RxBatches             // Socket receives
+	RxRuns                // runs received
+	RxDatagrams           // datagrams in them
+	RxPackets             // packets accepted
+	RxBytes               // bytes of those
+	RxWrites              // packets written to the Device, after coalescing
+	RxSuperPackets        // those that were super-packets
+	RxPartial             // packets that came with an unfinished transport checksum
+	RxSuperFrames         // packets that came as a whole super-packet in one datagram
+	RxFallbacks           // packets written finished because the Device refused an offload
+	RxDropTruncated       // shorter than its headers
+	RxDropHeader          // VXLAN header without a VNI
+	RxDropVNI             // not a VNI of ours
+	RxDropFamily          // an inner family this host does not terminate
+	RxDropMAC             // inner destination MAC is not ours
+	RxDropVLAN            // inner frame with a VLAN tag
+	RxDropARP             // inner ARP
+	RxDropLLC             // inner frame with a length in place of a type
+	RxDropNotIP           // inner frame of another type
+	RxDropMalformed       // inner IP header wrong
+	RxDropLength          // inner IP length larger than the frame
+	RxDropSource          // inner source does not belong to the peer with that outer source
+	RxDropDestination     // inner destination is not in our subnet
+	RxDropECN             // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
+	RxDropDevice          // the Device failed to take it
+	counterCount      int = iota
 )
 
 var counterNames = [counterCount]string{

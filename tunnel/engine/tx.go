@@ -1,21 +1,128 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/packet"
+	"github.com/weft-net/weft/tunnel/peertable"
+	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
-// tx is the worker from the Device to the Sockets.
+// Sizes of a tx worker's memory.
+const (
+	txArena   = 128<<10 + tunnel.MinArena // small packets, then room for one super-packet
+	txPackets = 64                        // packets per Device read
+	txSlab    = 64 << 10                  // headers of segments between two flushes
+	txParts   = 1024
+	txRuns    = 64 // runs per Socket call
+)
+
+// maxRun bounds the bytes of one run: what a UDP datagram can hold over IPv4
+// (65,507), with something to spare.
+const maxRun = 65000
+
+// icmpPerSecond bounds the ICMP errors to inner senders.
+const icmpPerSecond = 100
+
+// tx is the worker from the Device to the Sockets. Headers are written in front
+// of small packets in the arena, and for the segments of super-packets into the
+// slab; payload is never moved.
 type tx struct {
 	engine   *Engine
+	counters counters
 	arena    []byte
 	packets  []tunnel.Incoming
-	counters counters
+
+	// Of the batch at hand.
+	peers  *peertable.Table
+	locals []tunnel.Local
+
+	// Filled until flush sends it all.
+	boxes4, boxes6 []*outbox // by outer family
+	parts          [][]byte
+	slab           []byte // what is free of slabWhole
+	slabWhole      []byte
+	open           openRun
+
+	singles      []tunnel.Datagrams // a refused run, taken apart
+	singleOwners []*tunnel.Peer
+	scratch      []byte // one packet put together
+	reply        []byte // one ICMP error
+	replyOut     []tunnel.Outgoing
+	replyLimit   rate
+	logLimit     quiet
+}
+
+// outbox is what waits for one Socket.
+type outbox struct {
+	socket      tunnel.Socket
+	runs        []tunnel.Datagrams
+	owners      []*tunnel.Peer // of runs
+	maxSegments int            // datagrams per run
+}
+
+// openRun is the last run made, to which datagrams may still be added.
+type openRun struct {
+	way
+	firstPart int
+	size      int // bytes of every datagram but the last
+	count     int
+	bytes     int
+	closed    bool // the last datagram was a short one
+}
+
+// way is how one inner packet leaves.
+type way struct {
+	peer *tunnel.Peer
+	box  *outbox
+	flow uint32
+	ecn  uint8
 }
 
 func newTx(e *Engine) *tx {
-	return &tx{engine: e, arena: make([]byte, tunnel.MinArena), packets: make([]tunnel.Incoming, 64)}
+	t := &tx{
+		engine:       e,
+		arena:        make([]byte, txArena),
+		packets:      make([]tunnel.Incoming, txPackets),
+		parts:        make([][]byte, 0, txParts),
+		slabWhole:    make([]byte, txSlab),
+		singles:      make([]tunnel.Datagrams, 0, txRuns),
+		singleOwners: make([]*tunnel.Peer, 0, txRuns),
+		scratch:      make([]byte, vxlan.Overhead+tunnel.MaxPacket),
+		reply:        make([]byte, packet.MaxTooBig),
+		replyOut:     []tunnel.Outgoing{{Parts: make([][]byte, 1)}},
+		replyLimit:   rate{perSecond: icmpPerSecond},
+	}
+	t.slab = t.slabWhole
+	for _, socket := range e.sockets {
+		box := &outbox{
+			socket: socket,
+			runs:   make([]tunnel.Datagrams, 0, txRuns),
+			owners: make([]*tunnel.Peer, 0, txRuns),
+		}
+		box.learnOffloads()
+		if socket.Local().Addr().Is4() {
+			t.boxes4 = append(t.boxes4, box)
+		} else {
+			t.boxes6 = append(t.boxes6, box)
+		}
+	}
+	return t
+}
+
+func (b *outbox) learnOffloads() {
+	offloads := b.socket.Offloads()
+	switch {
+	case !offloads.UDP:
+		b.maxSegments = 1
+	case offloads.MaxSegments == 0:
+		b.maxSegments = tunnel.MaxPacket
+	default:
+		b.maxSegments = offloads.MaxSegments
+	}
 }
 
 func (t *tx) run() error {
@@ -28,7 +135,299 @@ func (t *tx) run() error {
 	}
 }
 
+// process sends one batch of packets that lie in t.arena, to completion.
 func (t *tx) process(packets []tunnel.Incoming) {
-	t.counters.add(TxPackets, len(packets))
+	t.peers, t.locals = t.engine.peers.Load(), t.engine.localsNow()
+	for i := range packets {
+		t.packet(&packets[i])
+	}
+	t.flush()
+	t.counters.add(TxBatches, 1)
 	t.counters.publish()
+}
+
+func (t *tx) drop(reason Counter) { t.counters.add(reason, 1) }
+
+// packet queues one packet or super-packet.
+func (t *tx) packet(in *tunnel.Incoming) {
+	v, err := packet.Parse(in.Data)
+	t.counters.add(TxPackets, 1)
+	t.counters.add(TxBytes, len(v.Data))
+	if err != nil {
+		t.drop(TxDropMalformed)
+		return
+	}
+	peer, ok := t.peers.Lookup(v.Destination())
+	if !ok {
+		t.drop(TxDropNoPeer)
+		return
+	}
+	local := localOf(t.locals, v.Is4())
+	if local == nil {
+		t.drop(TxDropNoLocal)
+		return
+	}
+	w := way{peer: peer, flow: v.Flow(), ecn: v.ECN()}
+	if w.box = t.box(peer, w.flow); w.box == nil {
+		t.drop(TxDropNoSocket)
+		return
+	}
+	frame := vxlan.Frame{VNI: peer.VNI, To: peer.MAC, From: local.MAC, Type: vxlan.IPv6}
+	if v.Is4() {
+		frame.Type = vxlan.IPv4
+	}
+	if in.GSO != tunnel.GSONone {
+		t.super(in, v, w, frame)
+		return
+	}
+	if in.NeedsChecksum && packet.Finish(v.Data, int(in.ChecksumStart), int(in.ChecksumOffset)) != nil {
+		t.drop(TxDropUnfinished)
+		return
+	}
+	if len(v.Data) > peer.MTU {
+		t.oversize(v, w, frame)
+		return
+	}
+	t.reserve(w.box, 0)
+	datagram := t.arena[in.Offset-vxlan.Overhead : in.Offset+len(v.Data)]
+	frame.Put(datagram)
+	t.queue(w, datagram, nil)
+}
+
+// box picks the Socket for a flow.
+func (t *tx) box(peer *tunnel.Peer, flow uint32) *outbox {
+	boxes := t.boxes6
+	if peer.Endpoint.Addr().Is4() {
+		boxes = t.boxes4
+	}
+	if len(boxes) == 0 {
+		return nil
+	}
+	return boxes[flow%uint32(len(boxes))]
+}
+
+// super cuts a super-packet into segments and queues them.
+func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame) {
+	t.counters.add(TxSuperPackets, 1)
+	protocol := uint8(packet.TCP)
+	if in.GSO == tunnel.GSOUDP {
+		protocol = packet.UDP
+	}
+	size := int(in.SegmentSize)
+	segments, err := packet.Segment(v, size, false)
+	if err != nil || v.Protocol != protocol {
+		t.drop(TxDropUnfinished)
+		return
+	}
+	headers := segments.HeaderLen()
+	if headers+min(size, len(v.Data)-headers) > w.peer.MTU {
+		switch {
+		case v.DontFragment() || headers >= w.peer.MTU:
+			t.drop(TxDropTooBig)
+			t.tellTooBig(v, w.peer, w.peer.MTU)
+			return
+		case protocol == packet.UDP:
+			t.fragmentSegments(&segments, w, frame)
+			return
+		}
+		// A TCP stream that may be fragmented is just as well cut smaller.
+		segments, _ = packet.Segment(v, w.peer.MTU-headers, false)
+	}
+	for {
+		t.reserve(w.box, vxlan.Overhead+headers)
+		head := t.slab[:vxlan.Overhead+headers]
+		payload, ok := segments.Next(head[vxlan.Overhead:])
+		if !ok {
+			return
+		}
+		t.slab = t.slab[len(head):]
+		frame.Put(head)
+		t.queue(w, head, payload)
+	}
+}
+
+// fragmentSegments queues segments that are too big for the peer as fragments.
+// It is rare enough to copy them.
+func (t *tx) fragmentSegments(segments *packet.Segments, w way, frame vxlan.Frame) {
+	headers := segments.HeaderLen()
+	for {
+		payload, ok := segments.Next(t.scratch)
+		if !ok {
+			return
+		}
+		n := headers + copy(t.scratch[headers:], payload)
+		if v, err := packet.Parse(t.scratch[:n]); err == nil {
+			t.oversize(v, w, frame)
+		}
+		t.flush()
+	}
+}
+
+// oversize deals with a finished packet that is larger than the peer's MTU:
+// its sender is told, or it is fragmented where a router has to do that.
+func (t *tx) oversize(v packet.View, w way, frame vxlan.Frame) {
+	fragments, err := packet.Fragment(v, w.peer.MTU)
+	if err != nil {
+		t.drop(TxDropTooBig)
+		t.tellTooBig(v, w.peer, w.peer.MTU)
+		return
+	}
+	t.counters.add(TxFragmented, 1)
+	headers := fragments.HeaderLen()
+	for {
+		t.reserve(w.box, vxlan.Overhead+headers)
+		head := t.slab[:vxlan.Overhead+headers]
+		payload, ok := fragments.Next(head[vxlan.Overhead:])
+		if !ok {
+			return
+		}
+		t.slab = t.slab[len(head):]
+		frame.Put(head)
+		t.queue(w, head, payload)
+	}
+}
+
+// reserve makes sure that one more datagram with so many header bytes in the
+// slab can be queued, by flushing if need be.
+func (t *tx) reserve(box *outbox, headers int) {
+	if len(t.parts)+2 > cap(t.parts) || len(box.runs) == cap(box.runs) || len(t.slab) < headers {
+		t.flush()
+	}
+}
+
+// queue adds a datagram, given in one or two parts, to the open run if it
+// belongs there, and to a new one otherwise.
+func (t *tx) queue(w way, head, tail []byte) {
+	size, run := len(head)+len(tail), &t.open
+	extends := run.way == w && !run.closed && size <= run.size &&
+		run.count < w.box.maxSegments && run.bytes+size <= maxRun
+	if !extends {
+		*run = openRun{way: w, firstPart: len(t.parts), size: size}
+		w.box.runs = append(w.box.runs, tunnel.Datagrams{Addr: w.peer.Endpoint, ECN: w.ecn, Flow: w.flow})
+		w.box.owners = append(w.box.owners, w.peer)
+	}
+	t.parts = append(t.parts, head)
+	if len(tail) > 0 {
+		t.parts = append(t.parts, tail)
+	}
+	run.count++
+	run.bytes += size
+	run.closed = size < run.size
+	datagrams := &w.box.runs[len(w.box.runs)-1]
+	datagrams.Parts = t.parts[run.firstPart:len(t.parts):len(t.parts)]
+	if run.count > 1 {
+		datagrams.SegmentSize = run.size
+	}
+}
+
+// flush sends everything queued and frees the slab.
+func (t *tx) flush() {
+	for _, boxes := range [...][]*outbox{t.boxes4, t.boxes6} {
+		for _, box := range boxes {
+			t.send(box, box.runs, box.owners)
+			box.runs, box.owners = box.runs[:0], box.owners[:0]
+		}
+	}
+	t.parts, t.slab, t.open = t.parts[:0], t.slabWhole, openRun{}
+}
+
+// send hands runs to a Socket, going on after those that fail.
+func (t *tx) send(box *outbox, runs []tunnel.Datagrams, owners []*tunnel.Peer) {
+	for len(runs) > 0 {
+		n, err := box.socket.Send(runs)
+		for i := range runs[:n] {
+			t.counters.add(TxDatagrams, datagramCount(&runs[i]))
+		}
+		t.counters.add(TxRuns, n)
+		if err == nil || n >= len(runs) {
+			return
+		}
+		t.sendFailed(box, &runs[n], owners[n], err)
+		runs, owners = runs[n+1:], owners[n+1:]
+	}
+}
+
+// datagramCount is the number of datagrams in a run to be sent.
+func datagramCount(run *tunnel.Datagrams) int {
+	if run.SegmentSize == 0 {
+		return 1
+	}
+	total := 0
+	for _, part := range run.Parts {
+		total += len(part)
+	}
+	return (total + run.SegmentSize - 1) / run.SegmentSize
+}
+
+// sendFailed deals with a run that was not sent.
+func (t *tx) sendFailed(box *outbox, run *tunnel.Datagrams, peer *tunnel.Peer, err error) {
+	count := datagramCount(run)
+	switch {
+	case errors.Is(err, tunnel.ErrOffload) && run.SegmentSize != 0:
+		t.counters.add(TxFallbacks, 1)
+		box.learnOffloads()
+		t.sendSingly(box, run, peer)
+	case errors.Is(err, tunnel.ErrTooBig):
+		t.counters.add(TxDropTooBig, count)
+		n := 0
+		for _, part := range run.Parts {
+			if n += copy(t.scratch[n:], part); run.SegmentSize != 0 && n >= run.SegmentSize {
+				break
+			}
+		}
+		if v, err := packet.Parse(t.scratch[vxlan.Overhead:n]); err == nil {
+			t.tellTooBig(v, peer, packet.LowerMTU(len(v.Data), v.Is4()))
+		}
+	case errors.Is(err, tunnel.ErrFull):
+		t.counters.add(TxDropFull, count)
+	default:
+		t.counters.add(TxDropSend, count)
+		if !errors.Is(err, tunnel.ErrClosed) && t.logLimit.ready() {
+			t.engine.logger.Warn("send failed", "peer", peer.Name, "endpoint", peer.Endpoint, "error", err)
+		}
+	}
+}
+
+// sendSingly sends the datagrams of a run one by one. Its parts never straddle
+// two datagrams.
+func (t *tx) sendSingly(box *outbox, run *tunnel.Datagrams, peer *tunnel.Peer) {
+	parts := run.Parts
+	for len(parts) > 0 {
+		t.singles, t.singleOwners = t.singles[:0], t.singleOwners[:0]
+		for len(parts) > 0 && len(t.singles) < cap(t.singles) {
+			n, size := 0, 0
+			for n < len(parts) && size < run.SegmentSize {
+				size += len(parts[n])
+				n++
+			}
+			single := tunnel.Datagrams{Addr: run.Addr, ECN: run.ECN, Flow: run.Flow, Parts: parts[:n:n]}
+			t.singles, t.singleOwners = append(t.singles, single), append(t.singleOwners, peer)
+			parts = parts[n:]
+		}
+		t.send(box, t.singles, t.singleOwners)
+	}
+}
+
+// tellTooBig tells the sender of v to send no more than mtu bytes to peer.
+//
+// The error comes from the peer's network address, as if the tunnel's far end
+// had sent it: the host would discard an IPv4 packet from the Device that
+// bears one of its own addresses (RFC 1812, 5.3.7).
+func (t *tx) tellTooBig(v packet.View, peer *tunnel.Peer, mtu int) {
+	n := packet.TooBig(t.reply, v, peer.Prefixes[0].Addr(), mtu)
+	if n == 0 {
+		return
+	}
+	if !t.replyLimit.allow(time.Now()) {
+		t.counters.add(TxICMPLimited, 1)
+		return
+	}
+	t.replyOut[0].Parts[0] = t.reply[:n]
+	if _, err := t.engine.device.Write(t.replyOut); err != nil {
+		if t.logLimit.ready() {
+			t.engine.logger.Warn("write of ICMP error failed", "device", t.engine.device.Name(), "error", err)
+		}
+		return
+	}
+	t.counters.add(TxICMP, 1)
 }
