@@ -10,6 +10,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Facts is what a host has, at one moment.
@@ -141,4 +142,28 @@ func (f Facts) onLink(link string) []netip.Prefix {
 	}
 	slices.SortFunc(prefixes, netip.Prefix.Compare)
 	return slices.Compact(prefixes)
+}
+
+// lookInterval is how often something may have changed where nobody tells.
+const lookInterval = 10 * time.Second
+
+// tick is a Watch that knows nothing.
+func tick(ctx context.Context) <-chan struct{} {
+	tokens := make(chan struct{}, 1)
+	go func() {
+		ticker := time.NewTicker(lookInterval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			select {
+			case tokens <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return tokens
 }

@@ -159,7 +159,7 @@ func RouteTo(ctx context.Context, addr netip.Addr) Reach {
 
 // Watch returns a channel that has a token when Observe may return something
 // new. It is never closed. Watching ends with ctx.
-func Watch(ctx context.Context, logger *slog.Logger) (<-chan struct{}, error) {
+func Watch(ctx context.Context, logger *slog.Logger) <-chan struct{} {
 	watcher, err := watch.Open(watch.Config{
 		Protocol: unix.NETLINK_ROUTE,
 		Groups: []uint32{
@@ -170,10 +170,11 @@ func Watch(ctx context.Context, logger *slog.Logger) (<-chan struct{}, error) {
 		Logger:   logger,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("watch interfaces: %w", err)
+		logger.Warn("interfaces cannot be watched, looking at them from time to time", "err", err)
+		return tick(ctx)
 	}
 	context.AfterFunc(ctx, func() { watcher.Close() })
-	return watcher.Tokens(), nil
+	return watcher.Tokens()
 }
 
 // relevant leaves out the routes that Choose does not look at, which are most:

@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"time"
 )
 
 // Observe lists this host's interfaces and addresses. The standard library
@@ -80,27 +79,6 @@ func reach(ctx context.Context, addr netip.Addr, facts Facts) Reach {
 	return Reach{Link: link.Name, Local: local}
 }
 
-// lookInterval is how often something may have changed where nobody tells.
-const lookInterval = 10 * time.Second
-
 // Watch returns a channel that has a token when Observe may return something
 // new. It is never closed. Watching ends with ctx.
-func Watch(ctx context.Context, _ *slog.Logger) (<-chan struct{}, error) {
-	tokens := make(chan struct{}, 1)
-	go func() {
-		ticker := time.NewTicker(lookInterval)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-			}
-			select {
-			case tokens <- struct{}{}:
-			default:
-			}
-		}
-	}()
-	return tokens, nil
-}
+func Watch(ctx context.Context, _ *slog.Logger) <-chan struct{} { return tick(ctx) }
