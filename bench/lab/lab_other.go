@@ -34,3 +34,11 @@ func (*cable) set(LinkProps) error                { return errNoLab }
 
 func setDontFragment(syscall.Conn, netip.Addr) error { return errNoLab }
 func useCubic(syscall.Conn) error                    { return errNoLab }
+
+func dumpLinks() ([]dumpLine, error)         { return nil, errNoLab }
+func dumpAddrs() ([]dumpLine, error)         { return nil, errNoLab }
+func dumpRoutes() ([]dumpLine, error)        { return nil, errNoLab }
+func dumpNeigh() ([]dumpLine, error)         { return nil, errNoLab }
+func dumpFDB() ([]dumpLine, error)           { return nil, errNoLab }
+func dumpNFT() (string, error)               { return "", errNoLab }
+func deviceMACs() (map[string]string, error) { return nil, errNoLab }

@@ -1,0 +1,108 @@
+// Package etcd runs an etcd inside a lab, for tests and the demo. It must
+// never be used for data that is to last: nothing is synced to disk.
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
+
+	"github.com/weft-net/weft/bench/lab"
+)
+
+// Config describes a Server.
+type Config struct {
+	Namespace *lab.Namespace // where it listens, usually Lab.Outside
+	Addrs     []netip.Addr   // addresses to listen on, besides loopback
+	Port      uint16         // 0: 2379
+	// Dir holds data and the log (etcd.log); a server started on the Dir of
+	// another that was closed goes on with its data.
+	Dir string
+}
+
+// Server is a running etcd with one member.
+type Server struct {
+	config Config
+	etcd   *embed.Etcd
+}
+
+// Start starts an etcd and waits until it serves, or ctx ends.
+func Start(ctx context.Context, config Config) (*Server, error) {
+	if config.Port == 0 {
+		config.Port = 2379
+	}
+	s := &Server{config: config}
+	// Sockets belong to the namespace of the thread that opens them, which is
+	// this one: etcd opens all of them before StartEtcd returns.
+	err := config.Namespace.Do(func() (err error) {
+		s.etcd, err = embed.StartEtcd(s.settings())
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+		return s, nil
+	case err = <-s.etcd.Err():
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	return nil, errors.Join(fmt.Errorf("start etcd: %w", err), s.Close())
+}
+
+func (s *Server) settings() *embed.Config {
+	settings := embed.NewConfig()
+	settings.Name = "lab"
+	settings.Dir = filepath.Join(s.config.Dir, "data")
+	settings.LogLevel = "warn"
+	settings.LogOutputs = []string{filepath.Join(s.config.Dir, "etcd.log")}
+	settings.UnsafeNoFsync = true
+	// The gateway would connect to the server from whatever thread it runs on.
+	settings.EnableGRPCGateway = false
+	// Alone, it elects itself: the sooner the better.
+	settings.TickMs, settings.ElectionMs = 10, 100
+	peer := url.URL{Scheme: "http", Host: netip.AddrPortFrom(loopback, s.config.Port+1).String()}
+	settings.ListenPeerUrls = []url.URL{peer}
+	settings.AdvertisePeerUrls = []url.URL{peer}
+	settings.InitialCluster = settings.Name + "=" + peer.String()
+	settings.ListenClientUrls = nil
+	for _, addr := range append([]netip.Addr{loopback}, s.config.Addrs...) {
+		settings.ListenClientUrls = append(settings.ListenClientUrls, url.URL{Scheme: "http", Host: netip.AddrPortFrom(addr, s.config.Port).String()})
+	}
+	settings.AdvertiseClientUrls = settings.ListenClientUrls
+	return settings
+}
+
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// Endpoints are the URLs that hosts reach it at, in the order of Addrs.
+func (s *Server) Endpoints() (endpoints []string) {
+	for _, addr := range s.config.Addrs {
+		endpoints = append(endpoints, "http://"+netip.AddrPortFrom(addr, s.config.Port).String())
+	}
+	return endpoints
+}
+
+// Client returns a client for the calling process, which needs no network. It
+// is the caller's to close.
+func (s *Server) Client() *clientv3.Client { return v3client.New(s.etcd.Server) }
+
+// Close stops the server; its data stays in Dir.
+func (s *Server) Close() error {
+	s.etcd.Close()
+	select {
+	case <-s.etcd.Server.StopNotify():
+		return nil
+	case <-time.After(10 * time.Second):
+		return errors.New("stop etcd: it does not end")
+	}
+}

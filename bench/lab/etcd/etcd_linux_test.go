@@ -1,0 +1,60 @@
+package etcd
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+
+	"github.com/weft-net/weft/bench/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+func TestServesHosts(t *testing.T) {
+	world, err := lab.New(lab.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer world.Close()
+	host, err := world.Host(lab.HostConfig{Name: "a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	router := world.Switches()[0]
+	config := Config{
+		Namespace: world.Outside(), Dir: t.TempDir(),
+		Addrs: []netip.Addr{router.Router(4), router.Router(6)},
+	}
+	for round := range 2 {
+		server, err := Start(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := server.Client()
+		got, err := client.Get(t.Context(), "key")
+		if err != nil || int(got.Count) != round {
+			t.Errorf("round %d: key is there %d times: %v", round, got.Count, err)
+		}
+		if _, err := client.Put(t.Context(), "key", "value"); err != nil {
+			t.Error(err)
+		}
+		for _, endpoint := range server.Endpoints() {
+			transport := &http.Transport{DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				return host.Dial(ctx, network, addr)
+			}}
+			response, err := (&http.Client{Transport: transport}).Get(endpoint + "/health")
+			if err != nil || response.StatusCode != http.StatusOK {
+				t.Errorf("%s: %v %v", endpoint, response, err)
+				continue
+			}
+			response.Body.Close()
+			transport.CloseIdleConnections()
+		}
+		client.Close()
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
