@@ -98,9 +98,10 @@ type Config struct {
 // Agent is one host's agent. Run it once.
 type Agent struct {
 	Config
-	policy   control.Policy
-	recall   control.Recall
-	snapshot mailbox[control.Snapshot]
+	policy    control.Policy
+	recall    control.Recall
+	snapshot  mailbox[control.Snapshot]
+	subnetEnv []byte // as last written
 	// notified is set once the source and systemd know that this host is ready.
 	notified bool
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 
@@ -139,8 +140,11 @@ func (a *Agent) becomeReady(ctx context.Context, planned control.Plan, self cont
 	for _, leg := range self.Lease.Legs {
 		env.Subnets = append(env.Subnets, leg.Subnet)
 	}
-	if err := state.WriteSubnetEnv(a.SubnetFile, env); err != nil {
-		return fmt.Errorf("write %s: %w", a.SubnetFile, err)
+	if text := env.Bytes(); !bytes.Equal(text, a.subnetEnv) {
+		if err := state.WriteSubnetEnv(a.SubnetFile, env); err != nil {
+			return fmt.Errorf("write %s: %w", a.SubnetFile, err)
+		}
+		a.subnetEnv = text
 	}
 	if a.notified {
 		return nil

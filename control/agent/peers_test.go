@@ -1,0 +1,87 @@
+package agent
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel"
+)
+
+var (
+	ownLink = tunnel.Link{Name: "flannel.1", Type: tunnel.LinkVXLAN, MTU: 1450}
+	routeB  = tunnel.Route{Prefix: netip.MustParsePrefix("10.244.2.0/24"), Link: "flannel.1"}
+	routeC  = tunnel.Route{Prefix: netip.MustParsePrefix("10.244.3.0/24"), Link: "flannel.1"}
+)
+
+func hostPlan(name string, route tunnel.Route) control.HostPlan {
+	return control.HostPlan{Host: name, Ways: []control.Way{{
+		Subnet: route.Prefix, Endpoint: netip.MustParseAddrPort("192.0.2.2:8472"), Encap: tunnel.EncapVXLAN,
+		Engine: tunnel.EngineKernel, MTU: 1450, Objects: []tunnel.Key{ownLink.Key(), route.Key()},
+	}}}
+}
+
+// TestReadiness: a host is ready once its peers are programmed, and not before.
+func TestReadiness(t *testing.T) {
+	done, failed := itemState{Done: true}, itemState{Err: "no such device", Attempts: 3}
+	disabled := control.HostPlan{Host: "d", Reasons: []string{"publishes no VTEP MAC"}}
+	all := control.Plan{
+		Complete: true, Objects: []tunnel.Object{ownLink, routeB, routeC},
+		Hosts: []control.HostPlan{hostPlan("b", routeB), hostPlan("c", routeC), disabled},
+	}
+	tests := map[string]struct {
+		plan  control.Plan
+		items map[tunnel.Key]itemState
+		want  bool
+	}{
+		"listing not whole":          {control.Plan{Objects: all.Objects}, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done, routeC.Key(): done}, false},
+		"nothing tried":              {all, nil, false},
+		"one peer not tried":         {all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done}, false},
+		"all in place":               {all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done, routeC.Key(): done}, true},
+		"one peer failed":            {all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done, routeC.Key(): failed}, true},
+		"every peer failed":          {all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): failed, routeC.Key(): failed}, false},
+		"own device failed":          {all, map[tunnel.Key]itemState{ownLink.Key(): failed, routeB.Key(): done, routeC.Key(): done}, false},
+		"alone":                      {control.Plan{Complete: true, Objects: []tunnel.Object{ownLink}}, map[tunnel.Key]itemState{ownLink.Key(): done}, true},
+		"only peers with bad leases": {control.Plan{Complete: true, Objects: []tunnel.Object{ownLink}, Hosts: []control.HostPlan{disabled}}, map[tunnel.Key]itemState{ownLink.Key(): done}, true},
+	}
+	for name, test := range tests {
+		if got := readiness(test.plan, test.items); got != test.want {
+			t.Errorf("%s: ready %v, want %v", name, got, test.want)
+		}
+	}
+}
+
+func TestPeerStatus(t *testing.T) {
+	items := map[tunnel.Key]itemState{ownLink.Key(): {Done: true}, routeB.Key(): {Done: true}}
+	if got := peerStatus(hostPlan("b", routeB), items); got.State != StateUp || got.Endpoint != "192.0.2.2:8472" || got.MTU != 1450 {
+		t.Errorf("peer in place: %+v", got)
+	}
+	if got := peerStatus(hostPlan("c", routeC), items); got.State != StateProgramming {
+		t.Errorf("peer not tried: %+v", got)
+	}
+	items[routeC.Key()] = itemState{Err: "network is unreachable", Attempts: 1}
+	if got := peerStatus(hostPlan("c", routeC), items); got.State != StateFailed || !strings.Contains(got.Reason, "network is unreachable") {
+		t.Errorf("peer that failed: %+v", got)
+	}
+	got := peerStatus(control.HostPlan{Host: "d", Reasons: []string{"IPv4: publishes no VTEP MAC"}}, items)
+	if got.State != StateUnreachable || got.Reason != "IPv4: publishes no VTEP MAC" {
+		t.Errorf("peer with a bad lease: %+v", got)
+	}
+}
+
+func TestDerivedMACDependsOnTheHostAlone(t *testing.T) {
+	v4, v6 := netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd00:10:244::/56")
+	first := deriveMAC("node-a", 1, v4)
+	if first != deriveMAC("node-a", 1, netip.MustParsePrefix("10.0.0.0/8")) {
+		t.Error("the MAC changes with the network")
+	}
+	if first[0]&3 != 2 {
+		t.Errorf("MAC %s is not a locally administered unicast address", first)
+	}
+	for _, other := range []tunnel.MAC{deriveMAC("node-b", 1, v4), deriveMAC("node-a", 2, v4), deriveMAC("node-a", 1, v6)} {
+		if other == first {
+			t.Errorf("two identities share MAC %s", other)
+		}
+	}
+}
