@@ -87,16 +87,32 @@ func (d *Driver) applyRoute(want tunnel.Route) error {
 		}
 	}
 	err = d.netlink.RouteAdd(&route)
-	if errors.Is(err, unix.EEXIST) {
+	if errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EINVAL) {
 		if err := d.mayReplace(route); err != nil {
 			return err
 		}
-		err = d.netlink.RouteReplace(&route)
+		err = d.replaceRoute(route)
 	}
 	if errors.Is(err, unix.ENETUNREACH) {
 		return fmt.Errorf("%w: gateway %s is not on the layer 2 of %s", err, want.Via, want.Link)
 	}
 	return err
+}
+
+// replaceRoute puts a route in place of one of ours, or of none. IPv6 refuses
+// an onlink gateway while another device's route leads there, be it the very
+// route to be replaced: there a route to the bare device goes before.
+func (d *Driver) replaceRoute(route netlink.Route) error {
+	err := d.netlink.RouteReplace(&route)
+	if !errors.Is(err, unix.EINVAL) || route.Flags&unix.RTNH_F_ONLINK == 0 {
+		return err
+	}
+	bare := route
+	bare.Gw, bare.Flags = nil, 0
+	if err := d.netlink.RouteReplace(&bare); err != nil {
+		return err
+	}
+	return d.netlink.RouteReplace(&route)
 }
 
 // mayReplace returns an error if a foreign route has the place of this one.
