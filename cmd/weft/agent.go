@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/tunnel/underlay"
+)
+
+const defaultRunDir = "/run/weft"
+
+// options are the agent's flags: flanneld's, by their names, and our own.
+type options struct {
+	etcdEndpoints, etcdPrefix               string
+	etcdKeyFile, etcdCertFile, etcdCAFile   string
+	etcdUsername, etcdPassword              string
+	ifaces, ifaceRegex                      []string
+	ifaceCanReach, publicIP, publicIPv6     string
+	subnetFile                              string
+	renewMargin                             int
+	ipMasq, masqRandomOff                   bool
+	kube                                    bool
+	kubeAPI, kubeconfig, kubePrefix         string
+	netConfPath                             string
+	healthIP                                string
+	healthPort                              int
+	resync                                  int
+	forwardRules, blackhole, setUnavailable bool
+	printVersion                            bool
+	verbosity                               int
+	vmodule, backtraceAt                    string
+	engine, device, node, runDir, socket    string
+	logFormat, logLevel                     string
+}
+
+func agentCommand() *cobra.Command {
+	var o options
+	command := &cobra.Command{
+		Use:   "agent",
+		Short: "Make this host a member of the pod network",
+		Long: "Make this host a member of the pod network and keep it one.\n\n" +
+			"Takes flanneld's flags and its FLANNELD_* environment variables. SIGTERM ends the agent and leaves\n" +
+			"traffic of the kernel engine running; 'weft cleanup' removes what the agent has put into the kernel.",
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.printVersion {
+				fmt.Fprintln(cmd.OutOrStdout(), "weft", version())
+				return nil
+			}
+			if err := fromEnvironment(cmd.Flags()); err != nil {
+				return err
+			}
+			return runAgent(cmd.Context(), o)
+		},
+	}
+	o.register(command.Flags())
+	return command
+}
+
+func (o *options) register(f *pflag.FlagSet) {
+	f.SortFlags = false
+	f.StringVar(&o.engine, "engine", "auto", "who carries packets: auto, kernel or userspace")
+	f.StringVar(&o.device, "device", "auto", "where packets enter the engine: auto, kernel or tun")
+	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
+	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the local API socket")
+	f.StringVar(&o.socket, "socket", "", "local API socket (default RUN-DIR/weft.sock)")
+	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+
+	f.StringVar(&o.etcdEndpoints, "etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma-separated etcd endpoints")
+	f.StringVar(&o.etcdPrefix, "etcd-prefix", "/coreos.com/network", "etcd key prefix")
+	f.StringVar(&o.etcdKeyFile, "etcd-keyfile", "", "etcd client key file")
+	f.StringVar(&o.etcdCertFile, "etcd-certfile", "", "etcd client certificate file")
+	f.StringVar(&o.etcdCAFile, "etcd-cafile", "", "file of the authority that signed etcd's certificate")
+	f.StringVar(&o.etcdUsername, "etcd-username", "", "etcd user")
+	f.StringVar(&o.etcdPassword, "etcd-password", "", "etcd password; better given as FLANNELD_ETCD_PASSWORD, which other users cannot read")
+	f.StringSliceVar(&o.ifaces, "iface", nil, "interface name or IP for traffic between hosts; repeatable, first match wins")
+	f.StringSliceVar(&o.ifaceRegex, "iface-regex", nil, "regular expression on IPs, then on names; repeatable, tried after --iface")
+	f.StringVar(&o.ifaceCanReach, "iface-can-reach", "", "use the interface this IP is routed through; tried last")
+	f.StringVar(&o.subnetFile, "subnet-file", "/run/flannel/subnet.env", "where to write the subnet for CNI")
+	f.StringVar(&o.publicIP, "public-ip", "", "IPv4 address published to other hosts")
+	f.StringVar(&o.publicIPv6, "public-ipv6", "", "IPv6 address published to other hosts")
+	f.IntVar(&o.renewMargin, "subnet-lease-renew-margin", 60, "minutes before expiry at which an etcd lease is renewed (1 to 1439)")
+	f.BoolVar(&o.ipMasq, "ip-masq", false, "masquerade traffic that leaves the pod network")
+	f.BoolVar(&o.masqRandomOff, "ip-masq-fully-random-disable", false, "do not randomise masqueraded source ports")
+	f.BoolVar(&o.kube, "kube-subnet-mgr", false, "lease from Kubernetes Nodes instead of etcd")
+	f.StringVar(&o.kubeAPI, "kube-api-url", "", "Kubernetes API server URL; not needed inside a pod or with --kubeconfig-file")
+	f.StringVar(&o.kubePrefix, "kube-annotation-prefix", "flannel.alpha.coreos.com", "prefix of Node annotations")
+	f.StringVar(&o.kubeconfig, "kubeconfig-file", "", "kubeconfig file (default: the pod's service account)")
+	f.StringVar(&o.healthIP, "healthz-ip", "0.0.0.0", "address of /healthz, /readyz and /metrics")
+	f.IntVar(&o.healthPort, "healthz-port", 0, "port of /healthz, /readyz and /metrics; 0: none")
+	f.IntVar(&o.resync, "iptables-resync", 5, "seconds between read-backs of everything weft keeps in the kernel")
+	f.BoolVar(&o.forwardRules, "iptables-forward-rules", true, "accept forwarded pod traffic")
+	f.BoolVar(&o.blackhole, "ip-blackhole-route", false, "add a blackhole route for this host's own subnet")
+	f.StringVar(&o.netConfPath, "net-config-path", "/etc/kube-flannel/net-conf.json", "network configuration, with --kube-subnet-mgr")
+	f.BoolVar(&o.setUnavailable, "set-node-network-unavailable", true, "set the Node's NetworkUnavailable condition to False once ready")
+	f.BoolVar(&o.printVersion, "version", false, "print the version and exit")
+	f.IntVarP(&o.verbosity, "v", "v", 0, "flanneld's verbosity: 1 and above is --log-level=debug")
+	f.StringVar(&o.vmodule, "vmodule", "", "accepted for flanneld's sake, without effect")
+	f.StringVar(&o.backtraceAt, "log_backtrace_at", "", "accepted for flanneld's sake, without effect")
+}
+
+// runAgent builds the parts and runs them.
+func runAgent(ctx context.Context, o options) error {
+	logger, err := o.logger()
+	if err != nil {
+		return err
+	}
+	if o.node == "" {
+		o.node = os.Getenv("NODE_NAME")
+	}
+	if o.node == "" && !o.kube {
+		if o.node, err = os.Hostname(); err != nil {
+			return fmt.Errorf("find this host's name: %w (set --node-name)", err)
+		}
+	}
+	if o.socket == "" {
+		o.socket = o.runDir + "/weft.sock"
+	}
+	if o.renewMargin < 1 || o.renewMargin > 1439 {
+		return usageError{fmt.Errorf("--subnet-lease-renew-margin %d: want 1 to 1439 minutes", o.renewMargin)}
+	}
+	choice, err := o.underlayRequest()
+	if err != nil {
+		return err
+	}
+	host, err := newHost(hostConfig{TUN: tunName, Choice: choice, Logger: logger})
+	if err != nil {
+		return err
+	}
+	status := agent.NewTracker(o.node, version(), logger)
+	source, err := o.source(status, logger)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	cfg := agent.Config{
+		Node: o.node, Version: version(), Source: source, Host: host, Engine: o.engine, Device: tunName,
+		Masquerade: o.ipMasq, RandomFully: !o.masqRandomOff, ForwardRules: o.forwardRules, Blackhole: o.blackhole,
+		SubnetFile: o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
+		Status: status, Logger: logger,
+	}
+	if o.healthPort != 0 {
+		cfg.Health = net.JoinHostPort(o.healthIP, strconv.Itoa(o.healthPort))
+	}
+	member, err := agent.New(cfg)
+	if err != nil {
+		return usageError{err}
+	}
+	logger.Info("weft agent starts", "version", version(), "host", o.node)
+	err = member.Run(ctx)
+	logger.Info("weft agent ends; what it put into the kernel stays", "err", err)
+	return err
+}
+
+// logger is what --log-format, --log-level and -v ask for.
+func (o options) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", o.logLevel)}
+	}
+	if o.verbosity > 0 {
+		level = slog.LevelDebug
+	}
+	handlerOptions := &slog.HandlerOptions{Level: level}
+	switch o.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, handlerOptions)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, handlerOptions)), nil
+	}
+	return nil, usageError{fmt.Errorf("--log-format %q: want text or json", o.logFormat)}
+}
+
+// underlayRequest is what the flags say of the outer interface.
+func (o options) underlayRequest() (underlay.Request, error) {
+	request := underlay.Request{Ifaces: o.ifaces, IfaceRegex: o.ifaceRegex}
+	for _, expr := range o.ifaceRegex {
+		if _, err := regexp.Compile(expr); err != nil {
+			return request, usageError{fmt.Errorf("--iface-regex %q: %w", expr, err)}
+		}
+	}
+	for _, flag := range []struct {
+		name, value string
+		is4         bool
+	}{{"--public-ip", o.publicIP, true}, {"--public-ipv6", o.publicIPv6, false}} {
+		if flag.value == "" {
+			continue
+		}
+		addr, err := netip.ParseAddr(flag.value)
+		if err != nil || addr.Is4() != flag.is4 {
+			return request, usageError{fmt.Errorf("%s %q: want an address of that family, as in 192.0.2.7 or 2001:db8::7", flag.name, flag.value)}
+		}
+		request.PublicIPs = append(request.PublicIPs, addr)
+	}
+	if o.ifaceCanReach != "" {
+		addr, err := netip.ParseAddr(o.ifaceCanReach)
+		if err != nil {
+			return request, usageError{fmt.Errorf("--iface-can-reach %q: want an IP address", o.ifaceCanReach)}
+		}
+		request.CanReach = addr
+	}
+	return request, nil
+}

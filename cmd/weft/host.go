@@ -1,0 +1,41 @@
+package main
+
+import (
+	"log/slog"
+	"net/netip"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel/underlay"
+)
+
+// tunName is the TUN of the userspace engine.
+const tunName = "weft0"
+
+// hostConfig is what the wiring of every operating system is made of.
+type hostConfig struct {
+	TUN    string
+	Choice underlay.Request // what the flags say of the outer interface
+	Logger *slog.Logger
+}
+
+// request completes the flags with what the lease source knows: an address the
+// user has set there for this host goes before the flag.
+func (c hostConfig) request(recall control.Recall, networks []netip.Prefix) underlay.Request {
+	request := c.Choice
+	request.InternalIPs = recall.InternalIP
+	request.Families, request.PublicIPs = nil, nil
+	for _, network := range networks {
+		family, is4 := underlay.IPv6, network.Addr().Is4()
+		if is4 {
+			family = underlay.IPv4
+		}
+		request.Families = append(request.Families, family)
+		for _, addr := range append(recall.PublicIP[:len(recall.PublicIP):len(recall.PublicIP)], c.Choice.PublicIPs...) {
+			if addr.Is4() == is4 {
+				request.PublicIPs = append(request.PublicIPs, addr)
+				break
+			}
+		}
+	}
+	return request
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/control/etcd"
+	"github.com/weft-net/weft/control/kube"
+	"github.com/weft-net/weft/control/state"
+)
+
+// source is where leases come from.
+func (o options) source(status *agent.Tracker, logger *slog.Logger) (agent.Source, error) {
+	if o.kube {
+		source, err := kube.New(kube.Config{
+			Kubeconfig: o.kubeconfig, APIURL: o.kubeAPI, NodeName: o.node,
+			PodName: os.Getenv("POD_NAME"), PodNamespace: os.Getenv("POD_NAMESPACE"),
+			Prefix: o.kubePrefix, NetConfPath: o.netConfPath, SetNetworkUnavailable: o.setUnavailable,
+			Logger: logger, Waiting: status.Waiting,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("lease from Kubernetes: %w", err)
+		}
+		return source, nil
+	}
+	cfg := etcd.Config{
+		Endpoints: strings.Split(o.etcdEndpoints, ","), Prefix: o.etcdPrefix,
+		KeyFile: o.etcdKeyFile, CertFile: o.etcdCertFile, CAFile: o.etcdCAFile,
+		Username: o.etcdUsername, Password: o.etcdPassword, RenewMargin: time.Duration(o.renewMargin) * time.Minute,
+		Logger: logger, Waiting: status.Waiting,
+	}
+	// The subnet of the last run is asked for again, so that its pods keep their addresses.
+	if env, err := state.ReadSubnetEnv(o.subnetFile); err == nil {
+		cfg.Previous = env.Subnets
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		logger.Debug("no previous subnet", "err", err)
+	}
+	source, err := etcd.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("lease from etcd: %w", err)
+	}
+	return source, nil
+}

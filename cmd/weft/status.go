@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/control/agent"
+)
+
+func statusCommand() *cobra.Command {
+	var output, socket string
+	command := &cobra.Command{
+		Use:   "status",
+		Short: "Show this host and, one line each, its peers",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if output != "text" && output != "json" {
+				return usageError{fmt.Errorf("--output %q: want text or json", output)}
+			}
+			status, err := agent.FetchStatus(cmd.Context(), socket)
+			if err != nil {
+				return fmt.Errorf("%w (is the agent running? --socket names its socket)", err)
+			}
+			if output == "json" {
+				encoder := json.NewEncoder(cmd.OutOrStdout())
+				encoder.SetIndent("", "  ")
+				return encoder.Encode(status)
+			}
+			return printStatus(cmd.OutOrStdout(), status, time.Now())
+		},
+	}
+	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	command.Flags().StringVar(&socket, "socket", defaultRunDir+"/weft.sock", "the agent's unix socket")
+	return command
+}
+
+// printStatus writes what a person wants to know, the worst first.
+func printStatus(w io.Writer, s agent.Status, now time.Time) error {
+	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(out, "%s\t%s\n", name, value)
+		}
+	}
+	line("host", s.Host)
+	line("state", fmt.Sprintf("%s for %s", s.State, now.Sub(s.Since).Truncate(time.Second)))
+	line("reason", s.Reason)
+	line("subnets", strings.Join(s.Subnets, " "))
+	line("address", strings.Join(s.PublicIPs, " "))
+	if s.Engine != "" {
+		line("engine", fmt.Sprintf("%s (%s)", s.Engine, s.EngineReason))
+		line("device", s.Device)
+		line("encap", fmt.Sprintf("%s, MTU %d", s.Encap, s.MTU))
+		line("objects", fmt.Sprintf("%d in place, %d pending, %d failed", s.Items.Done, s.Items.Pending, s.Items.Failed))
+	}
+	for _, why := range s.Offloads {
+		line("offload", why)
+	}
+	for _, failure := range s.Failures {
+		line("failed", fmt.Sprintf("%s: %s (%d tries)", failure.Item, failure.Reason, failure.Attempts))
+	}
+	for _, problem := range s.Problems {
+		line("problem", fmt.Sprintf("%s: %s", problem.Source, problem.Reason))
+	}
+	if err := out.Flush(); err != nil {
+		return fmt.Errorf("print status: %w", err)
+	}
+	if len(s.Peers) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "PEER\tSTATE\tSUBNETS\tENDPOINT\tENCAP\tENGINE\tMTU\tCHANGED\tREASON")
+	for _, p := range s.Peers {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s ago\t%s\n", p.Name, p.State, strings.Join(p.Subnets, ","), p.Endpoint,
+			p.Encap, p.Engine, p.MTU, now.Sub(p.LastChange).Truncate(time.Second), p.Reason)
+	}
+	if err := table.Flush(); err != nil {
+		return fmt.Errorf("print peers: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/guard"
+	"github.com/weft-net/weft/tunnel/kernel"
+	"github.com/weft-net/weft/tunnel/tundev"
+	"github.com/weft-net/weft/tunnel/udp"
+	"github.com/weft-net/weft/tunnel/underlay"
+)
+
+// host is Linux as the agent sees it.
+type host struct{ hostConfig }
+
+func newHost(cfg hostConfig) (agent.Host, error) { return host{cfg}, nil }
+
+// Underlay implements agent.Host.
+func (h host) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (agent.Outer, error) {
+	choice, err := underlay.Find(ctx, h.request(recall, networks))
+	if err != nil {
+		return agent.Outer{}, err
+	}
+	return agent.Outer{
+		Underlay: control.Underlay{Link: choice.Link, MTU: choice.MTU, Addrs: choice.Addrs, OnLink: choice.OnLink},
+		Public:   choice.Public,
+		Reason:   choice.Reason,
+	}, nil
+}
+
+// UnderlayChanges implements agent.Host.
+func (h host) UnderlayChanges(ctx context.Context) <-chan struct{} {
+	return underlay.Watch(ctx, h.Logger)
+}
+
+// KernelVXLAN implements agent.Host.
+func (h host) KernelVXLAN(ctx context.Context) error {
+	driver, err := kernel.Open(kernel.Config{Logger: h.Logger, TUN: h.TUN})
+	if err != nil {
+		return err
+	}
+	defer driver.Close()
+	return driver.Probe(ctx)
+}
+
+// ExistingMAC implements agent.Host.
+func (h host) ExistingMAC(want tunnel.Link) (tunnel.MAC, bool, error) {
+	driver, err := kernel.Open(kernel.Config{Logger: h.Logger, TUN: h.TUN})
+	if err != nil {
+		return tunnel.MAC{}, false, err
+	}
+	defer driver.Close()
+	return driver.ExistingMAC(want)
+}
+
+// Objects implements agent.Host.
+func (h host) Objects() (agent.Driver, error) {
+	return kernel.Open(kernel.Config{Logger: h.Logger, TUN: h.TUN})
+}
+
+// Firewall implements agent.Host.
+func (h host) Firewall() (agent.Driver, error) {
+	return guard.Open(guard.Config{Logger: h.Logger})
+}
+
+// OpenDevice implements agent.Host.
+func (h host) OpenDevice(name string, mtu int) (tunnel.Device, error) {
+	return tundev.Open(tundev.Config{Name: name, MTU: mtu, Logger: h.Logger})
+}
+
+// Listen implements agent.Host.
+func (h host) Listen(addr netip.AddrPort) (tunnel.Socket, error) {
+	return udp.Listen(udp.Config{Addr: addr, Logger: h.Logger})
+}
