@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -29,7 +30,7 @@ type Driver struct {
 	devices *deviceTable
 	sysctl  *os.Root // net.ipv6.conf; nil where the kernel has no IPv6
 	watcher *watch.Watcher
-	once    sync.Once
+	closed  atomic.Bool
 
 	mu sync.Mutex
 	// altered are the routes that the last Observe found in a form that a plain
@@ -74,25 +75,37 @@ const socketTimeout = 10 * time.Second
 
 // Close stops listening for changes. It leaves every object in place.
 func (d *Driver) Close() (err error) {
-	d.once.Do(func() {
-		if d.watcher != nil {
-			err = d.watcher.Close()
-		}
-		if d.sysctl != nil {
-			err = errors.Join(err, d.sysctl.Close())
-		}
-		if d.devices != nil {
-			err = errors.Join(err, d.devices.Close())
-		}
-		if d.raw != nil {
-			d.raw.Close()
-		}
-		if d.netlink != nil {
-			d.netlink.Close()
-		}
-	})
+	if d.closed.Swap(true) {
+		return nil
+	}
+	if d.watcher != nil {
+		err = d.watcher.Close()
+	}
+	if d.sysctl != nil {
+		err = errors.Join(err, d.sysctl.Close())
+	}
+	if d.devices != nil {
+		err = errors.Join(err, d.devices.Close())
+	}
+	if d.raw != nil {
+		d.raw.Close()
+	}
+	if d.netlink != nil {
+		d.netlink.Close()
+	}
 	return err
 }
+
+// ready reports why nothing may be started any more. The library would go on
+// after Close, in whatever namespace the thread is in.
+func (d *Driver) ready(ctx context.Context) error {
+	if d.closed.Load() {
+		return errClosed
+	}
+	return ctx.Err()
+}
+
+var errClosed = errors.New("kernel driver is closed")
 
 // Changes has a token when something of ours may have changed, by whose hand
 // ever. It is never closed.
@@ -101,10 +114,10 @@ func (d *Driver) Changes() <-chan struct{} { return d.watcher.Tokens() }
 // Apply makes one object exist as wanted. What has to exist before it (the
 // link of an address, the underlay of a link) is not made.
 func (d *Driver) Apply(ctx context.Context, want tunnel.Object) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	err := d.ready(ctx)
+	if err != nil {
+		return fmt.Errorf("apply %s: %w", want.Key(), err)
 	}
-	var err error
 	switch want := want.(type) {
 	case tunnel.Link:
 		err = d.applyLink(want)
@@ -127,10 +140,10 @@ func (d *Driver) Apply(ctx context.Context, want tunnel.Object) error {
 
 // Delete removes one object of ours. That it is not there is no error.
 func (d *Driver) Delete(ctx context.Context, have tunnel.Object) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	err := d.ready(ctx)
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", have.Key(), err)
 	}
-	var err error
 	switch have := have.(type) {
 	case tunnel.Link:
 		err = d.deleteLink(have)

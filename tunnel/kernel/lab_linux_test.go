@@ -43,6 +43,8 @@ func newWorld(t testing.TB) *lab.Lab {
 	return world
 }
 
+var discard = slog.New(slog.DiscardHandler)
+
 // The underlay addresses of flannel's golden state.
 var underlay = []netip.Prefix{netip.MustParsePrefix("192.168.7.1/24"), netip.MustParsePrefix("fd77::1/64")}
 
@@ -58,7 +60,7 @@ func addHost(t *testing.T, world *lab.Lab, config lab.HostConfig) *testHost {
 		t.Fatal(err)
 	}
 	h := &testHost{Host: host, t: t}
-	h.driver = h.open(Config{Logger: slog.New(slog.DiscardHandler), TUN: "weft0"})
+	h.driver = h.open(Config{Logger: discard, TUN: "weft0"})
 	return h
 }
 

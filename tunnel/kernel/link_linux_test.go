@@ -219,7 +219,7 @@ func TestTUN(t *testing.T) {
 	}
 	h.apply(objects[1:]...)
 	h.check(objects...)
-	other := h.open(Config{Logger: h.driver.log})
+	other := h.open(Config{Logger: discard})
 	if have, err := other.Observe(t.Context()); len(have) != 0 || err != nil {
 		t.Errorf("a driver without TUN sees %v, %v", have, err)
 	}

@@ -189,7 +189,7 @@ func TestStale(t *testing.T) {
 		"ip route add 10.244.5.0/24 via 192.168.7.5 dev eth0 proto 119",
 		"ip route add unreachable 10.244.6.0/24 proto 119",
 	)
-	h.driver = h.open(Config{Logger: h.driver.log})
+	h.driver = h.open(Config{Logger: discard})
 	have := h.observe()
 	if len(have) != 10 {
 		t.Errorf("found %d objects, want 10: %v", len(have), have)

@@ -18,10 +18,11 @@ import (
 func (d *Driver) Observe(ctx context.Context) (map[tunnel.Key]tunnel.Object, error) {
 	o := observation{driver: d, objects: make(map[tunnel.Key]tunnel.Object), altered: make(map[tunnel.Key]bool)}
 	for _, list := range []func() error{o.links, o.addresses, o.neighbors, o.fdb, o.routes} {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+		err := d.ready(ctx)
+		if err == nil {
+			err = list()
 		}
-		if err := list(); err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("observe kernel: %w", err)
 		}
 	}

@@ -19,8 +19,8 @@ const (
 // Probe tells whether this kernel and these rights make VXLAN devices, by
 // making one and deleting it. The error says why not, and what helps.
 func (d *Driver) Probe(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	if err := d.ready(ctx); err != nil {
+		return fmt.Errorf("probe kernel: %w", err)
 	}
 	if err := d.removeProbe(); err != nil { // left by a process that was killed
 		return err
