@@ -107,8 +107,6 @@ func checkOuter(s *side, addr netip.Addr) string {
 	case addr.IsUnspecified(), addr.IsLoopback(), addr.IsMulticast(),
 		addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}), addr.Is6() && addr.IsLinkLocalUnicast():
 		return fmt.Sprintf("public address %v is no address a host can be reached at", addr)
-	case addr == s.local, addr == s.own.PublicIP:
-		return fmt.Sprintf("public address %v is this host's own", addr)
 	case s.network.Contains(addr):
 		return fmt.Sprintf("public address %v is inside the pod network %v: packets to it would loop", addr, s.network)
 	}
@@ -145,12 +143,55 @@ type vtep struct {
 }
 
 // settle gives everything that two hosts claim to one of them, the same one on
-// every host of the cluster, and takes the other's leg away with a reason. What
-// this host owns it keeps. Otherwise the narrower subnet goes first, then the
-// lexically smaller name: so a claim on half the network silences nobody, and
-// no claim silences more than one host by its subnet and one by its MAC.
+// every host of the cluster, and takes the other's leg away with a reason. The
+// narrower subnet goes first, then the lexically smaller name: so a claim on
+// half the network silences nobody, and none silences more than one host by its
+// subnet and one by its MAC. The own lease takes part like any other. Only
+// after that this host keeps what it owns, whatever the others think.
 func (b *builder) settle(s *side, hosts []*host) {
+	legs := b.contenders(s, hosts)
+	c := claims{
+		subnets: make(map[netip.Prefix]string, len(legs)),
+		vteps:   make(map[tunnel.MAC]vtep, len(legs)),
+		outer:   make(map[netip.Addr]string, len(legs)),
+	}
+	for _, l := range legs {
+		c.lengths = append(c.lengths, l.Subnet.Bits())
+	}
+	c.lengths = slices.Compact(c.lengths)
+	for _, l := range legs {
+		own := l.host.name == b.self.Host
+		winner, what := b.conflict(&c, l)
+		switch {
+		case what != "" && own:
+			b.problem(b.self.Host, fmt.Sprintf("%s belongs to host %q on every other host: one of the two must change", what, winner))
+			continue
+		case what != "":
+			b.lose(l, winner, what)
+			continue
+		}
+		b.take(&c, l)
+		if own {
+			continue
+		}
+		if l.PublicIP == s.local || l.PublicIP == s.own.PublicIP {
+			l.host.reject(s.family, fmt.Sprintf("public address %v is this host's own", l.PublicIP))
+			l.host.drop(l)
+		} else if what := b.clash(s.own, l); what != "" {
+			b.lose(l, b.self.Host, what)
+		}
+	}
+}
+
+// contenders returns the legs of a family by precedence, the own one included
+// if the others can be expected to admit it.
+func (b *builder) contenders(s *side, hosts []*host) []*leg {
 	var legs []*leg
+	if reason := b.check(s, s.own); reason != "" {
+		b.problem(b.self.Host, fmt.Sprintf("%s: other hosts will refuse the own lease: %s", s.family, reason))
+	} else {
+		legs = append(legs, &leg{Leg: s.own, host: &host{name: b.self.Host}, side: s})
+	}
 	for _, h := range hosts {
 		for _, l := range h.legs {
 			if l.side == s {
@@ -161,42 +202,43 @@ func (b *builder) settle(s *side, hosts []*host) {
 	slices.SortFunc(legs, func(x, y *leg) int {
 		return cmp.Or(cmp.Compare(y.Subnet.Bits(), x.Subnet.Bits()), strings.Compare(x.host.name, y.host.name))
 	})
-	c := claims{
-		subnets: make(map[netip.Prefix]string, len(legs)),
-		vteps:   map[tunnel.MAC]vtep{s.own.MAC: {b.self.Host, s.own.PublicIP}},
-		outer:   make(map[netip.Addr]string, len(legs)),
-	}
-	for _, l := range legs {
-		c.lengths = append(c.lengths, l.Subnet.Bits())
-	}
-	c.lengths = slices.Compact(c.lengths)
-	for _, l := range legs {
-		winner, what := b.conflict(&c, l)
-		if what != "" {
-			l.host.reject(s.family, fmt.Sprintf("%s belongs to host %q: one of the two must change", what, winner))
-			b.problem(winner, fmt.Sprintf("keeps %s, which host %q claims too", what, l.host.name))
-			l.host.drop(l)
-			continue
-		}
-		b.take(&c, l)
-	}
+	return legs
 }
 
-// conflict returns what of l is taken and by whom. One VTEP may have two
-// subnets: a host that got a new lease while the old one has not run out.
+// lose takes a leg away for the sake of another host, and tells both.
+func (b *builder) lose(l *leg, winner, what string) {
+	l.host.reject(l.side.family, fmt.Sprintf("%s belongs to host %q: one of the two must change", what, winner))
+	l.host.drop(l)
+	b.problem(winner, fmt.Sprintf("keeps %s, which host %q claims too", what, l.host.name))
+}
+
+// conflict returns what of l is taken and by whom.
 func (b *builder) conflict(c *claims, l *leg) (winner, what string) {
-	if own := l.side.own.Subnet; own.Overlaps(l.Subnet) {
-		return b.self.Host, fmt.Sprintf("subnet %v (overlaps %v)", l.Subnet, own)
-	}
 	if winner, taken := c.subnets[l.Subnet]; taken {
 		return winner, fmt.Sprintf("subnet %v", l.Subnet)
 	}
-	if b.policy.Backend == backendVXLAN {
-		if v, taken := c.vteps[l.MAC]; taken && v.addr != l.PublicIP {
-			return v.host, fmt.Sprintf("VTEP MAC %v", l.MAC)
-		}
+	if v, taken := c.vteps[l.MAC]; taken && b.disputed(v.addr, l) {
+		return v.host, fmt.Sprintf("VTEP MAC %v", l.MAC)
 	}
 	return "", ""
+}
+
+// clash returns what of l is the own leg's.
+func (b *builder) clash(own control.Leg, l *leg) (what string) {
+	switch {
+	case own.Subnet.Overlaps(l.Subnet):
+		return fmt.Sprintf("subnet %v", l.Subnet)
+	case own.MAC == l.MAC && b.disputed(own.PublicIP, l):
+		return fmt.Sprintf("VTEP MAC %v", l.MAC)
+	}
+	return ""
+}
+
+// disputed says whether a MAC that l shares with a VTEP at addr is a conflict.
+// It is none at the same address: a host that got a new lease while the old one
+// has not run out. Only VXLAN has MACs.
+func (b *builder) disputed(addr netip.Addr, l *leg) bool {
+	return b.policy.Backend == backendVXLAN && addr != l.PublicIP
 }
 
 // take records what l owns. Two hosts at one public address are only reported:

@@ -17,7 +17,7 @@ func (b *builder) device(s *side) string {
 }
 
 // base returns the objects that a side needs before it has any peer.
-func (b *builder) base(s *side) []tunnel.Object {
+func (b *builder) base(s *side) []keyed {
 	if b.policy.Backend != backendVXLAN {
 		return nil
 	}
@@ -35,7 +35,7 @@ func (b *builder) base(s *side) []tunnel.Object {
 		link.GBP = b.policy.GBP
 	}
 	addr := s.own.Subnet.Addr()
-	return []tunnel.Object{link, tunnel.Address{Link: link.Name, Prefix: netip.PrefixFrom(addr, addr.BitLen())}}
+	return []keyed{key(link), key(tunnel.Address{Link: link.Name, Prefix: netip.PrefixFrom(addr, addr.BitLen())})}
 }
 
 // deviceMTU is the largest packet of all families that share the side's device.
@@ -53,41 +53,42 @@ func (b *builder) deviceMTU(s *side) int {
 
 // furnish adds what a side needs whether or not it has peers.
 func (b *builder) furnish(s *side) {
-	b.plan.Objects = append(b.plan.Objects, b.base(s)...)
+	s.base = b.base(s)
+	b.objects = append(b.objects, s.base...)
 	if b.policy.Masquerade || b.policy.ForwardRules {
-		b.plan.Objects = append(b.plan.Objects, tunnel.Firewall{
+		b.objects = append(b.objects, key(tunnel.Firewall{
 			Network:     s.network,
 			Subnet:      s.own.Subnet,
 			Masquerade:  b.policy.Masquerade,
 			RandomFully: b.policy.Masquerade && b.policy.RandomFully,
 			Forward:     b.policy.ForwardRules,
-		})
+		}))
 	}
 	if b.policy.Blackhole {
-		b.plan.Objects = append(b.plan.Objects, tunnel.Route{Prefix: s.own.Subnet, Blackhole: true})
+		b.objects = append(b.objects, key(tunnel.Route{Prefix: s.own.Subnet, Blackhole: true}))
 	}
 	if b.policy.Backend == backendVXLAN && b.self.Engine == tunnel.EngineUserspace {
 		b.plan.Locals = append(b.plan.Locals, tunnel.Local{Subnet: s.own.Subnet, MAC: s.own.MAC, VNI: b.policy.VNI})
 	}
 }
 
-// objects returns every object a way to l stands on.
-func (b *builder) objects(l *leg, encap tunnel.Encap) []tunnel.Object {
+// carry returns the objects of one way, without those of its side.
+func (b *builder) carry(l *leg, encap tunnel.Encap) []keyed {
 	if encap == tunnel.EncapDirect {
-		return []tunnel.Object{tunnel.Route{Prefix: l.Subnet, Via: l.PublicIP, Link: b.self.Underlay.Link}}
+		return []keyed{key(tunnel.Route{Prefix: l.Subnet, Via: l.PublicIP, Link: b.self.Underlay.Link})}
 	}
 	link := b.device(l.side)
-	base := b.base(l.side)
 	if b.self.Engine == tunnel.EngineUserspace {
 		route := tunnel.Route{Prefix: l.Subnet, Link: link}
 		if l.side.mtu < b.deviceMTU(l.side) {
 			route.MTU = l.side.mtu
 		}
-		return append(base, route)
+		return []keyed{key(route)}
 	}
 	gateway := l.Subnet.Addr()
-	return append(base,
-		tunnel.Neighbor{Link: link, IP: gateway, MAC: l.MAC},
-		tunnel.FDBEntry{Link: link, MAC: l.MAC, Remote: l.PublicIP},
-		tunnel.Route{Prefix: l.Subnet, Via: gateway, Link: link, OnLink: true})
+	return []keyed{
+		key(tunnel.Neighbor{Link: link, IP: gateway, MAC: l.MAC}),
+		key(tunnel.FDBEntry{Link: link, MAC: l.MAC, Remote: l.PublicIP}),
+		key(tunnel.Route{Prefix: l.Subnet, Via: gateway, Link: link, OnLink: true}),
+	}
 }

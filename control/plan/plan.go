@@ -39,8 +39,8 @@ func Plan(snapshot control.Snapshot, self control.Self, policy control.Policy) c
 	hosts := b.admit(snapshot.Leases)
 	for _, s := range b.sides {
 		if s.off == "" {
-			b.settle(s, hosts)
 			b.furnish(s)
+			b.settle(s, hosts)
 		}
 	}
 	for _, h := range hosts {
@@ -55,8 +55,18 @@ type builder struct {
 	self   control.Self
 	policy control.Policy
 	sides  []*side // one per network of the policy, IPv4 first
-	plan   control.Plan
+	// objects is Plan.Objects to be, unsorted.
+	objects []keyed
+	plan    control.Plan
 }
+
+// keyed is an object with its key, which is not free to make.
+type keyed struct {
+	key    tunnel.Key
+	object tunnel.Object
+}
+
+func key(o tunnel.Object) keyed { return keyed{o.Key(), o} }
 
 // side is this host in one address family.
 type side struct {
@@ -67,6 +77,7 @@ type side struct {
 	outer   int        // largest outer packet
 	mtu     int        // largest inner packet
 	off     string     // why this host cannot use the family; empty if it can
+	base    []keyed    // what every way of the family through a device stands on
 }
 
 // host is another host while it is being judged.
@@ -215,9 +226,13 @@ func (b *builder) problem(source, reason string) {
 // sort brings the plan into its one order, which no input order shows through.
 func (b *builder) sort() {
 	p := &b.plan
-	slices.SortFunc(p.Objects, func(x, y tunnel.Object) int { return x.Key().Compare(y.Key()) })
-	// Families share the TUN, and two subnets of one VTEP its FDB entry.
-	p.Objects = slices.Compact(p.Objects)
+	slices.SortFunc(b.objects, func(x, y keyed) int { return x.key.Compare(y.key) })
+	for i, o := range b.objects {
+		// Families share the TUN, and two subnets of one VTEP its FDB entry.
+		if i == 0 || b.objects[i-1].key != o.key {
+			p.Objects = append(p.Objects, o.object)
+		}
+	}
 	slices.SortFunc(p.Problems, func(x, y control.Problem) int {
 		return cmp.Or(strings.Compare(x.Source, y.Source), strings.Compare(x.Reason, y.Reason))
 	})

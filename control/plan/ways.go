@@ -29,12 +29,14 @@ func (b *builder) reach(h *host) {
 			h.reject(l.side.family, reason)
 			continue
 		}
-		objects := b.objects(l, way.Encap)
-		b.plan.Objects = append(b.plan.Objects, objects...)
-		for _, o := range objects {
-			way.Objects = append(way.Objects, o.Key())
+		own := b.carry(l, way.Encap)
+		b.objects = append(b.objects, own...)
+		if way.Encap != tunnel.EncapDirect {
+			own = slices.Concat(l.side.base, own)
 		}
-		slices.SortFunc(way.Objects, tunnel.Key.Compare)
+		for _, o := range own { // in order already
+			way.Objects = append(way.Objects, o.key)
+		}
 		if way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace {
 			b.plan.Peers = append(b.plan.Peers, tunnel.Peer{
 				Name:     h.name,
