@@ -81,7 +81,7 @@ func (a *Agent) keepers() ([]keeper, error) {
 func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, engine *forwarder, underlay, moved <-chan struct{}) error {
 	var snapshot control.Snapshot
 	var planned control.Plan
-	known := false
+	known, ready := false, false
 	for {
 		replan := false
 		select {
@@ -104,7 +104,7 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 		for _, k := range keepers {
 			k.report(items)
 		}
-		ready := known && readiness(planned, items) && engine.working()
+		ready = known && readiness(planned, items, ready) && engine.working()
 		a.Status.progress(planned, items, ready)
 		if ready {
 			if err := a.becomeReady(ctx, planned, self); err != nil {

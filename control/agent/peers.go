@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/weft-net/weft/control"
@@ -32,7 +33,7 @@ func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatu
 		if peer.MTU == 0 || way.MTU < peer.MTU {
 			peer.MTU = way.MTU
 		}
-		if way.Reason != "" {
+		if way.Reason != "" && !slices.Contains(reasons, way.Reason) {
 			reasons = append(reasons, way.Reason)
 		}
 		for _, key := range way.Objects {
@@ -55,28 +56,28 @@ func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatu
 
 // readiness decides whether this host may be called ready: the lease source's
 // listing is whole, everything of this host's own is in place, every peer's
-// objects have been tried, and not all peers failed.
-func readiness(planned control.Plan, items map[tunnel.Key]itemState) bool {
+// objects have been tried, and not all peers failed. A host that was ready
+// stays so while a new peer is being programmed.
+func readiness(planned control.Plan, items map[tunnel.Key]itemState, was bool) bool {
 	if !planned.Complete {
 		return false
 	}
 	for _, object := range planned.Objects {
 		item := items[object.Key()]
-		if !item.tried() || isOwn(object) && !item.Done {
+		if isOwn(object) && !item.Done || !item.tried() && !was {
 			return false
 		}
 	}
-	works, reachable := 0, 0
+	works, failed := 0, 0
 	for _, host := range planned.Hosts {
 		switch peerStatus(host, items).State {
 		case StateUp:
 			works++
-			reachable++
 		case StateFailed:
-			reachable++
+			failed++
 		}
 	}
-	return works > 0 || reachable == 0
+	return works > 0 || failed == 0
 }
 
 // isOwn reports whether the object serves the host itself and not one peer.

@@ -46,9 +46,15 @@ func TestReadiness(t *testing.T) {
 		"only peers with bad leases": {control.Plan{Complete: true, Objects: []tunnel.Object{ownLink}, Hosts: []control.HostPlan{disabled}}, map[tunnel.Key]itemState{ownLink.Key(): done}, true},
 	}
 	for name, test := range tests {
-		if got := readiness(test.plan, test.items); got != test.want {
+		if got := readiness(test.plan, test.items, false); got != test.want {
 			t.Errorf("%s: ready %v, want %v", name, got, test.want)
 		}
+	}
+	if !readiness(all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done}, true) {
+		t.Error("a new peer makes a host that was ready unready")
+	}
+	if readiness(all, map[tunnel.Key]itemState{ownLink.Key(): failed, routeB.Key(): done, routeC.Key(): done}, true) {
+		t.Error("a host that was ready stays so without its own device")
 	}
 }
 
