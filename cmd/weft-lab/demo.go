@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/bench/demo"
+)
+
+// demoOptions are the flags of demo.
+type demoOptions struct {
+	json, keep bool
+	kube, weft string
+	cni        []string
+}
+
+func demoCommand(lacking error) *cobra.Command {
+	var o demoOptions
+	command := &cobra.Command{
+		Use:   "demo",
+		Short: "Show unlike hosts in one network",
+		Long: "Makes four throw-away hosts on this machine, two on kernel VXLAN and two on the userspace engine, with two pods\n" +
+			"each; prints their leases, pings every pod from every other and measures TCP. Needs no root. Everything is gone\n" +
+			"when it ends. Exit code 0: every pod reached every other; 1: not so; 2: wrong usage; 3: this machine cannot do it.",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unexpected argument %q", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if lacking != nil {
+				return unsupportedError{fmt.Errorf("the demo cannot run on this machine: %w", lacking)}
+			}
+			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	f := command.Flags()
+	f.SortFlags = false
+	f.BoolVar(&o.json, "json", false, "print one JSON document on standard output, progress on standard error")
+	f.BoolVar(&o.keep, "keep", false, "leave everything up until interrupted, and say how to step into a host")
+	f.StringVar(&o.kube, "kube", "", "lease from a real Kubernetes, run by this weft-kube program, instead of etcd")
+	f.StringVar(&o.weft, "weft", "", "the weft program (default $WEFT_BIN, else beside weft-lab)")
+	f.StringArrayVar(&o.cni, "cni", nil, "directory of CNI plugins, repeatable (default $CNI_PATH, else ../.cache/cni beside weft-lab)")
+	return command
+}
+
+func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
+	cfg, self, err := o.config()
+	if err != nil {
+		return err
+	}
+	said := stdout
+	if o.json {
+		said = stderr
+	}
+	cfg.Progress = progress(said)
+	d, err := demo.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	report, err := d.Measure(ctx)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		err = report.WriteJSON(stdout)
+	} else {
+		fmt.Fprintln(stdout)
+		err = report.WriteText(stdout)
+	}
+	if err != nil {
+		return err
+	}
+	if o.keep {
+		if err := keep(ctx, d, said, self); err != nil {
+			return err
+		}
+	}
+	return report.Err()
+}
+
+// config finds the programs.
+func (o demoOptions) config() (cfg demo.Config, self string, err error) {
+	if self, err = os.Executable(); err != nil {
+		return demo.Config{}, "", fmt.Errorf("find this program: %w", err)
+	}
+	dir := filepath.Dir(self)
+	cfg = demo.Config{Weft: o.weft, CNI: o.cni, Kube: o.kube}
+	if cfg.Weft == "" {
+		cfg.Weft = os.Getenv("WEFT_BIN")
+	}
+	if cfg.Weft == "" {
+		cfg.Weft = filepath.Join(dir, "weft")
+	}
+	if len(cfg.CNI) == 0 {
+		cfg.CNI = filepath.SplitList(os.Getenv("CNI_PATH"))
+	}
+	if len(cfg.CNI) == 0 {
+		cfg.CNI = []string{filepath.Join(dir, "..", ".cache", "cni")}
+	}
+	cfg.CNI = append(cfg.CNI, dir)
+	for _, path := range append([]*string{&cfg.Weft}, paths(cfg.CNI)...) {
+		if *path, err = filepath.Abs(*path); err != nil {
+			return demo.Config{}, "", fmt.Errorf("find %s: %w", *path, err)
+		}
+	}
+	if _, err := os.Stat(cfg.Weft); err != nil {
+		return demo.Config{}, "", fmt.Errorf("find weft: %w (run: make build)", err)
+	}
+	return cfg, self, nil
+}
+
+func paths(list []string) (pointers []*string) {
+	for i := range list {
+		pointers = append(pointers, &list[i])
+	}
+	return pointers
+}
+
+// progress prints lines with the time since the start.
+func progress(w io.Writer) func(string) {
+	var mu sync.Mutex
+	start := time.Now()
+	return func(line string) {
+		mu.Lock()
+		defer mu.Unlock()
+		fmt.Fprintf(w, "%5.1f s  %s\n", time.Since(start).Seconds(), line)
+	}
+}
+
+// keep waits until the user has seen enough.
+func keep(ctx context.Context, d *demo.Demo, w io.Writer, self string) error {
+	if err := d.Open(); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, `
+All of it stays up until Ctrl-C. Meanwhile, from another terminal:
+
+  %[1]s exec kernel1                    # a shell on a host
+  %[1]s exec user1 -- weft status       # or any program there
+  %[1]s exec user1 -- tail -f /run/weft/agent.log
+  %[1]s exec kernel1/a -- ip addr       # in a pod
+`, self)
+	<-ctx.Done()
+	return nil
+}
