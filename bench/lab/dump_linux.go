@@ -97,11 +97,19 @@ func dumpAddrs() (lines []dumpLine, err error) {
 			continue
 		}
 		name := link.Attrs().Name
-		f := fields{name, addr.IPNet.String(), "scope", netlink.Scope(addr.Scope).String()}
+		f := fields{name, addr.IPNet.String(), "scope", scopeName(netlink.Scope(addr.Scope))}
 		f.addIf(addr.Flags&unix.IFA_F_NOPREFIXROUTE != 0, "noprefixroute")
 		lines = append(lines, f.line(name))
 	}
 	return lines, nil
+}
+
+// scopeName is iproute2's.
+func scopeName(scope netlink.Scope) string {
+	if scope == netlink.SCOPE_UNIVERSE {
+		return "global"
+	}
+	return scope.String()
 }
 
 func linkLocal6(ip net.IP) bool { return ip.To4() == nil && ip.IsLinkLocalUnicast() }

@@ -32,6 +32,7 @@ type Config struct {
 type Server struct {
 	config Config
 	etcd   *embed.Etcd
+	client *clientv3.Client
 }
 
 // Start starts an etcd and waits until it serves, or ctx ends.
@@ -51,6 +52,7 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	}
 	select {
 	case <-s.etcd.Server.ReadyNotify():
+		s.client = v3client.New(s.etcd.Server)
 		return s, nil
 	case err = <-s.etcd.Err():
 	case <-ctx.Done():
@@ -92,12 +94,15 @@ func (s *Server) Endpoints() (endpoints []string) {
 	return endpoints
 }
 
-// Client returns a client for the calling process, which needs no network. It
-// is the caller's to close.
-func (s *Server) Client() *clientv3.Client { return v3client.New(s.etcd.Server) }
+// Client is a client for the calling process, which needs no network. It ends
+// with the server.
+func (s *Server) Client() *clientv3.Client { return s.client }
 
 // Close stops the server; its data stays in Dir.
 func (s *Server) Close() error {
+	if s.client != nil {
+		s.client.Close() // says that it is closed
+	}
 	s.etcd.Close()
 	select {
 	case <-s.etcd.Server.StopNotify():

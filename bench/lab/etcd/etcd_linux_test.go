@@ -52,7 +52,6 @@ func TestServesHosts(t *testing.T) {
 			response.Body.Close()
 			transport.CloseIdleConnections()
 		}
-		client.Close()
 		if err := server.Close(); err != nil {
 			t.Error(err)
 		}
