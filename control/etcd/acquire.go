@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,10 @@ import (
 	"github.com/weft-net/weft/control/lease"
 	"github.com/weft-net/weft/control/netconf"
 )
+
+// maxStale bounds how many left-over leases of this host go in one transaction;
+// etcd takes no more than 128 operations.
+const maxStale = 16
 
 // Reasons to try again, with a fresh listing.
 var (
@@ -37,7 +42,6 @@ func (s *Source) Acquire(ctx context.Context, claim control.Claim) (control.Leas
 		return control.Lease{}, fmt.Errorf("acquire lease: %w", err)
 	}
 	var spare clientv3.LeaseID // granted, not yet used
-	defer func() { s.revoke(spare) }()
 	var pause backoff
 	for {
 		t, err := s.list(ctx)
@@ -46,6 +50,10 @@ func (s *Source) Acquire(ctx context.Context, claim control.Claim) (control.Leas
 		}
 		own, err := s.tryAcquire(ctx, t, claim, value, &spare)
 		if err == nil {
+			// A write that seemed to fail may have used it all the same.
+			if own.etcd != spare {
+				s.revoke(ctx, spare)
+			}
 			s.own = own
 			s.waiting("")
 			return s.read(own)
@@ -85,10 +93,16 @@ func (s *Source) read(own *holding) (control.Lease, error) {
 	return value.Lease(lease.HostOfKey(own.key), own.subnets), nil
 }
 
-// tryAcquire makes one attempt on a listing.
+// tryAcquire makes one attempt on a listing. An etcd lease that it had to make
+// is left in spare, for the next attempt. Further leases of this host are
+// left-overs and go, unless they are reservations or also another host's.
 func (s *Source) tryAcquire(ctx context.Context, t *table, claim control.Claim, value []byte, spare *clientv3.LeaseID) (*holding, error) {
 	publics := publicIPs(claim)
-	old := t.find(publics, s.cfg.Previous)
+	var old *entry
+	mine := t.publishedBy(publics, s.cfg.Previous)
+	if len(mine) > 0 {
+		old, mine = mine[0], mine[1:]
+	}
 	subnets, err := s.choose(t, claim, old)
 	if err != nil {
 		return nil, err
@@ -98,23 +112,21 @@ func (s *Source) tryAcquire(ctx context.Context, t *table, claim control.Claim, 
 		return nil, err
 	}
 	own := &holding{key: s.key(relative), subnets: subnets, publics: publics, value: value}
-	if old != nil && old.etcd == 0 && old.key != own.key && !slices.ContainsFunc(old.subnets, func(p netip.Prefix) bool { return slices.Contains(subnets, p) }) {
-		old = nil // a reservation of no use: not ours to delete
+	if old != nil && old.permanent() && !slices.ContainsFunc(old.subnets, own.has) {
+		old = nil // a reservation that cannot be used is not ours to delete
 	}
 	if err := s.secure(ctx, own, old, spare); err != nil {
 		return nil, err
 	}
-	if old != nil && old.key == own.key && old.etcd == own.etcd && slices.Equal(old.raw, value) {
+	stale := slices.DeleteFunc(mine, func(e *entry) bool {
+		return e.permanent() || e.publishedBy(publics) < len(e.value.PublicIPs())
+	})
+	stale = stale[:min(len(stale), maxStale)]
+	if old != nil && old.key == own.key && old.etcd == own.etcd && bytes.Equal(old.raw, value) && len(stale) == 0 {
 		own.changed = old.changed
 		return own, nil
 	}
-	if err := s.commit(ctx, own, old, t.revision); err != nil {
-		return nil, err
-	}
-	if own.etcd == *spare {
-		*spare = 0
-	}
-	return own, nil
+	return own, s.commit(ctx, own, old, stale, t.revision)
 }
 
 func publicIPs(claim control.Claim) []netip.Addr {
@@ -205,7 +217,7 @@ func (o occupied) free(family netconf.Family) []netip.Prefix {
 // secure finds the etcd lease that own will hang on: that of the old key if it
 // is alive and long enough, none if the old key is a reservation, else a new one.
 func (s *Source) secure(ctx context.Context, own *holding, old *entry, spare *clientv3.LeaseID) error {
-	if old != nil && old.etcd == 0 {
+	if old != nil && old.permanent() {
 		return nil
 	}
 	if old != nil {
@@ -250,22 +262,26 @@ func (s *Source) keepAlive(ctx context.Context, id clientv3.LeaseID) (ttl time.D
 }
 
 // revoke gives back an etcd lease that holds nothing. If that fails it lapses.
-func (s *Source) revoke(id clientv3.LeaseID) {
+func (s *Source) revoke(ctx context.Context, id clientv3.LeaseID) {
 	if id != 0 {
-		_ = s.ask(s.ctx, func(ctx context.Context, client *clientv3.Client) error {
+		_ = s.ask(ctx, func(ctx context.Context, client *clientv3.Client) error {
 			_, err := client.Revoke(ctx, id)
 			return err
 		})
 	}
 }
 
-// commit writes own, in place of old if there is one. It does so only if old
-// is as listed, and if no key has come into being since the listing: two
-// hosts that choose different keys with the same IPv6 subnet would otherwise
-// both succeed. errRace says that this was not so.
-func (s *Source) commit(ctx context.Context, own *holding, old *entry, listed int64) error {
+// commit writes own, in place of old if there is one, and removes stale. It
+// does so only if those are as listed, and if no key has come into being since
+// the listing: two hosts that choose different keys with the same IPv6 subnet
+// would otherwise both succeed. errRace says that this was not so.
+func (s *Source) commit(ctx context.Context, own *holding, old *entry, stale []*entry, listed int64) error {
 	var still []clientv3.Cmp
 	var then []clientv3.Op
+	for _, e := range stale {
+		still = append(still, clientv3.Compare(clientv3.ModRevision(e.key), "=", e.changed))
+		then = append(then, clientv3.OpDelete(e.key))
+	}
 	if old != nil {
 		still = append(still, clientv3.Compare(clientv3.ModRevision(old.key), "=", old.changed))
 	}
@@ -277,12 +293,13 @@ func (s *Source) commit(ctx context.Context, own *holding, old *entry, listed in
 			then = append(then, clientv3.OpDelete(old.key))
 		}
 	}
-	put := clientv3.OpPut(own.key, string(own.value))
+	var options []clientv3.OpOption
 	if own.etcd != 0 {
-		put = clientv3.OpPut(own.key, string(own.value), clientv3.WithLease(own.etcd))
+		options = append(options, clientv3.WithLease(own.etcd))
 	}
+	then = append(then, clientv3.OpPut(own.key, string(own.value), options...))
 	return s.ask(ctx, func(ctx context.Context, client *clientv3.Client) error {
-		done, err := client.Txn(ctx).If(still...).Then(append(then, put)...).Commit()
+		done, err := client.Txn(ctx).If(still...).Then(then...).Commit()
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -33,6 +34,8 @@ type holding struct {
 	rewritten time.Time
 	spoiled   bool // the key does not say what it should, and waits for its rewrite
 }
+
+func (h *holding) has(subnet netip.Prefix) bool { return slices.Contains(h.subnets, subnet) }
 
 // settle makes sure, on a fresh listing, that the own lease is there, says
 // what it should and is ours. nil means that it was so; any error but ErrLost
@@ -76,8 +79,8 @@ func (s *Source) restore(ctx context.Context, t *table) error {
 	if err := s.secure(ctx, &fresh, expired, &spare); err != nil {
 		return err
 	}
-	if err := s.commit(ctx, &fresh, nil, t.revision); err != nil {
-		s.revoke(spare)
+	if err := s.commit(ctx, &fresh, nil, nil, t.revision); err != nil {
+		s.revoke(ctx, spare)
 		return err
 	}
 	s.own = &fresh
@@ -89,7 +92,7 @@ func (s *Source) restore(ctx context.Context, t *table) error {
 func (s *Source) rewrite(ctx context.Context, t *table, e *entry) error {
 	fresh := *s.own
 	fresh.rewritten, fresh.spoiled = time.Now(), false
-	if err := s.commit(ctx, &fresh, e, t.revision); err != nil {
+	if err := s.commit(ctx, &fresh, e, nil, t.revision); err != nil {
 		return err
 	}
 	s.own = &fresh
@@ -122,17 +125,17 @@ func (s *Source) renewAt() time.Time {
 // tend renews the etcd lease when it is time, and otherwise makes sure that
 // etcd still answers: a watch alone does not tell. Renewing is safe against
 // another owner by itself: it touches only keys that hang on our etcd lease.
-// An error asks for a fresh listing.
-func (s *Source) tend(ctx context.Context) error {
+// It returns the time until it wants to be called again; an error asks for a
+// fresh listing.
+func (s *Source) tend(ctx context.Context) (next time.Duration, err error) {
 	if s.own.spoiled && time.Since(s.own.rewritten) >= rewriteTime {
-		return errors.New("the own lease is to be put right")
+		return 0, errors.New("the own lease is to be put right")
 	}
-	var err error
 	if s.own.etcd != 0 && !time.Now().Before(s.renewAt()) {
 		var ttl time.Duration
 		if ttl, err = s.keepAlive(ctx, s.own.etcd); err == nil {
 			if ttl == 0 {
-				return errors.New("the own lease has expired")
+				return 0, errors.New("the own lease has expired")
 			}
 			s.own.ttl, s.own.renewed = ttl, time.Now()
 		}
@@ -142,11 +145,12 @@ func (s *Source) tend(ctx context.Context) error {
 			return err
 		})
 	}
-	switch {
-	case err == nil:
-		s.waiting("")
-	case s.stopped(ctx) == nil:
-		s.waiting(s.explain("keep lease", err) + "; going on with the leases known so far")
+	if err != nil {
+		if s.stopped(ctx) == nil {
+			s.waiting(s.explain("keep lease", err) + "; going on with the leases known so far")
+		}
+		return maxPause, nil
 	}
-	return nil
+	s.waiting("")
+	return s.nextUpkeep(), nil
 }

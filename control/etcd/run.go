@@ -92,10 +92,11 @@ func (s *Source) follow(ctx context.Context, t *table, deliver func(control.Snap
 			settled = nil
 			deliver(t.snapshot())
 		case <-upkeep.C:
-			if err := s.tend(ctx); err != nil {
+			next, err := s.tend(ctx)
+			if err != nil {
 				return heard, err
 			}
-			upkeep.Reset(s.nextUpkeep())
+			upkeep.Reset(next)
 		}
 	}
 }

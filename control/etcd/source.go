@@ -243,8 +243,8 @@ func (s *Source) NetConf(ctx context.Context) (netconf.Config, error) {
 			s.waiting("")
 			return config, nil
 		}
-		if err := s.awaitChange(ctx, key, got.Header.Revision); err != nil {
-			return netconf.Config{}, fmt.Errorf("read %s: %w", key, err)
+		if s.awaitChange(ctx, key, got.Header.Revision) {
+			pause.reset()
 		}
 		if err := pause.wait(ctx, s.ctx); err != nil {
 			return netconf.Config{}, fmt.Errorf("read %s: %w", key, err)
@@ -252,17 +252,18 @@ func (s *Source) NetConf(ctx context.Context) (netconf.Config, error) {
 	}
 }
 
-// awaitChange returns when a key may have changed after revision.
-func (s *Source) awaitChange(ctx context.Context, key string, revision int64) error {
+// awaitChange waits until a key may have changed after revision, and tells
+// whether it has.
+func (s *Source) awaitChange(ctx context.Context, key string, revision int64) bool {
 	client, err := s.connect()
 	if err != nil {
-		return err
+		return false
 	}
 	// A watch that went deaf costs no more than this.
-	watchCtx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), 30*time.Second)
+	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), 30*time.Second)
 	defer cancel()
-	<-client.Watch(watchCtx, key, clientv3.WithRev(revision+1))
-	return s.stopped(ctx)
+	response, ok := <-client.Watch(ctx, key, clientv3.WithRev(revision+1))
+	return ok && response.Err() == nil
 }
 
 // Recall returns the VTEP MACs in the lease of this host, if there is one: an
@@ -274,8 +275,8 @@ func (s *Source) Recall(ctx context.Context) (control.Recall, error) {
 		return control.Recall{}, fmt.Errorf("recall lease: %w", err)
 	}
 	s.waiting("")
-	if own := table.find(s.cfg.PublicIPs, s.cfg.Previous); own != nil {
-		return control.Recall{MACs: own.value.MACs()}, nil
+	if own := table.publishedBy(s.cfg.PublicIPs, s.cfg.Previous); len(own) > 0 {
+		return control.Recall{MACs: own[0].value.MACs()}, nil
 	}
 	return control.Recall{}, nil
 }

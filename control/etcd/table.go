@@ -3,7 +3,7 @@ package etcd
 import (
 	"cmp"
 	"context"
-	"fmt"
+	"errors"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -44,7 +44,7 @@ func (s *Source) watched() string { return s.key(strings.TrimSuffix(s.dir, "/"))
 // list reads all leases in one request, and waits while it cannot.
 func (s *Source) list(ctx context.Context) (*table, error) {
 	if s.dir == "" {
-		return nil, fmt.Errorf("no network configuration yet: NetConf comes first")
+		return nil, errors.New("no network configuration yet: NetConf comes first")
 	}
 	var got *clientv3.GetResponse
 	err := s.insist(ctx, "list leases", func(ctx context.Context, client *clientv3.Client) (err error) {
@@ -54,7 +54,7 @@ func (s *Source) list(ctx context.Context) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &table{prefix: s.key("") + "/", revision: got.Header.Revision, entries: make(map[string]*entry, len(got.Kvs))}
+	t := &table{prefix: strings.TrimSuffix(s.key(""), "/") + "/", revision: got.Header.Revision, entries: make(map[string]*entry, len(got.Kvs))}
 	for _, kv := range got.Kvs {
 		t.put(kv)
 	}
@@ -91,6 +91,9 @@ func (t *table) apply(event *clientv3.Event) {
 	t.put(event.Kv)
 }
 
+// permanent tells whether e never expires, as a reservation does.
+func (e *entry) permanent() bool { return e.etcd == 0 }
+
 // snapshot shares nothing with the table that the table changes later.
 func (t *table) snapshot() control.Snapshot {
 	snapshot := control.Snapshot{Complete: true}
@@ -120,43 +123,43 @@ func (e *entry) publishedBy(addrs []netip.Addr) int {
 	if e.problem != "" {
 		return 0
 	}
-	count := 0
-	for _, addr := range e.value.PublicIPs() {
-		if slices.Contains(addrs, addr) {
-			count++
-		}
-	}
-	return count
+	return count(e.value.PublicIPs(), func(addr netip.Addr) bool { return slices.Contains(addrs, addr) })
 }
 
-// find returns the lease that one of these addresses has published, or nil.
-// Of several it takes the one with most of the addresses, then the one with a
-// previous subnet, then the oldest.
-func (t *table) find(addrs []netip.Addr, previous []netip.Prefix) *entry {
-	type rank struct {
-		published, kept int
-	}
-	ranks := map[*entry]rank{}
+// publishedBy returns the leases that these addresses have published, the one
+// to go on with first: that with most of the addresses, then a reservation,
+// then one with a previous subnet, then the oldest.
+func (t *table) publishedBy(addrs []netip.Addr, previous []netip.Prefix) []*entry {
 	var found []*entry
 	for _, e := range t.entries {
-		if published := e.publishedBy(addrs); published > 0 {
-			kept := 0
-			for _, subnet := range e.subnets {
-				if slices.Contains(previous, subnet) {
-					kept++
-				}
-			}
-			ranks[e] = rank{published, kept}
+		if e.publishedBy(addrs) > 0 {
 			found = append(found, e)
 		}
 	}
-	if len(found) == 0 {
-		return nil
+	reserved := func(e *entry) int {
+		if e.permanent() {
+			return 1
+		}
+		return 0
 	}
-	return slices.MinFunc(found, func(a, b *entry) int {
+	kept := func(e *entry) int {
+		return count(e.subnets, func(p netip.Prefix) bool { return slices.Contains(previous, p) })
+	}
+	slices.SortFunc(found, func(a, b *entry) int {
 		return cmp.Or(
-			-cmp.Compare(ranks[a].published, ranks[b].published),
-			-cmp.Compare(ranks[a].kept, ranks[b].kept),
+			cmp.Compare(b.publishedBy(addrs), a.publishedBy(addrs)),
+			cmp.Compare(reserved(b), reserved(a)),
+			cmp.Compare(kept(b), kept(a)),
 			cmp.Compare(a.created, b.created), cmp.Compare(a.key, b.key))
 	})
+	return found
+}
+
+func count[E any](list []E, counts func(E) bool) (n int) {
+	for _, element := range list {
+		if counts(element) {
+			n++
+		}
+	}
+	return n
 }

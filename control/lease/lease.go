@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/tunnel"
@@ -96,7 +97,8 @@ func (r publishedLeg) leg(family int, backend string) (control.Leg, error) {
 		return control.Leg{}, err
 	}
 	leg := control.Leg{Subnet: r.subnet, PublicIP: publicIP}
-	if backend != VXLAN {
+	// flannel on Windows minds no case, and neither do those who write by hand.
+	if !strings.EqualFold(backend, VXLAN) {
 		return leg, nil
 	}
 	data, err := parseData(r.data)
