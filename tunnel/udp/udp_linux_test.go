@@ -241,6 +241,9 @@ func TestNoAllocations(t *testing.T) {
 		if allocs != 0 {
 			t.Errorf("%v: %v allocations for a Send and a Receive, want none", addr, allocs)
 		}
+		if from.sender.vectors[0].Base != nil {
+			t.Errorf("%v: the parts are kept after Send", addr)
+		}
 	}
 }
 
