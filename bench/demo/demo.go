@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -72,6 +73,8 @@ type Demo struct {
 	world   *lab.Lab
 	store   datastore
 	members []*member
+
+	doorFiles []*os.File // what Open has opened
 }
 
 // Start makes the network: hosts, datastore, agents and pods. It returns once
@@ -148,6 +151,9 @@ func (d *Demo) Close() error {
 	}
 	if d.store.close != nil {
 		errs = append(errs, d.store.close())
+	}
+	for _, file := range d.doorFiles {
+		errs = append(errs, file.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -1,9 +1,11 @@
 package demo
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -134,71 +136,74 @@ func (r Report) WriteJSON(w io.Writer) error {
 
 // WriteText writes tables for people: leases, round-trip times, throughput.
 func (r Report) WriteText(w io.Writer) error {
-	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(out, "HOST\tENGINE\tDEVICE\tENCAP\tMTU\tADDRESSES\tSUBNETS")
-	for _, h := range r.Hosts {
-		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", h.Name, h.Engine, h.Device, h.Encap, h.MTU,
-			strings.Join(h.Addresses, " "), strings.Join(h.Subnets, " "))
-	}
-	if err := out.Flush(); err != nil {
-		return fmt.Errorf("write report: %w", err)
-	}
+	var text bytes.Buffer
+	r.leases(&text)
 	for family, name := range []string{"IPv4", "IPv6"} {
-		if err := r.writeMatrix(w, family, name); err != nil {
-			return fmt.Errorf("write report: %w", err)
-		}
+		r.matrix(&text, family, name)
 	}
-	fmt.Fprint(w, "\nTCP throughput of one stream, Gbit/s:\n\n")
-	for _, s := range r.Throughput {
-		figure := fmt.Sprintf("%.2f", s.Gbps)
-		if s.Err != nil {
-			figure = "failed"
-		}
-		fmt.Fprintf(out, "%s\t->\t%s\t%s\t%s\n", s.From, s.To, s.Engines, figure)
-	}
-	if err := out.Flush(); err != nil {
+	r.streams(&text)
+	if _, err := w.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("write report: %w", err)
 	}
 	return nil
 }
 
-// writeMatrix writes the round-trip times of one family: who pings down, who
+func (r Report) leases(text *bytes.Buffer) {
+	out := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(out, "HOST\tENGINE\tDEVICE\tENCAP\tMTU\tADDRESSES\tSUBNETS")
+	for _, h := range r.Hosts {
+		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", h.Name, h.Engine, h.Device, h.Encap, h.MTU,
+			strings.Join(h.Addresses, " "), strings.Join(h.Subnets, " "))
+	}
+	out.Flush()
+}
+
+// matrix writes the round-trip times of one family: who pings down, who
 // answers across, by number.
-func (r Report) writeMatrix(w io.Writer, family int, name string) error {
+func (r Report) matrix(text *bytes.Buffer, family int, name string) {
 	type pair struct{ from, to string }
-	cells, addrs := map[pair]string{}, map[string]netip.Addr{}
-	var pods []string
+	cells, addrs := map[pair]string{}, map[string]string{}
+	names, places := 0, 0
 	for _, reach := range r.Reach {
-		if !slices.Contains(pods, reach.From) {
-			pods = append(pods, reach.From)
-		}
 		if family >= len(reach.Answers) {
-			return nil
+			return
 		}
 		answer := reach.Answers[family]
 		cell := strconv.FormatInt(answer.RTT.Microseconds(), 10)
 		if answer.Err != nil {
 			cell = "FAIL"
 		}
-		cells[pair{reach.From, reach.To}], addrs[reach.To] = cell, answer.Addr
+		cells[pair{reach.From, reach.To}], addrs[reach.To] = cell, answer.Addr.String()
+		names, places = max(names, len(reach.To)), max(places, len(addrs[reach.To]))
 	}
-	fmt.Fprintf(w, "\n%s round-trip times between pods, microseconds:\n\n", name)
-	out := tabwriter.NewWriter(w, 5, 0, 1, ' ', tabwriter.AlignRight)
-	var head strings.Builder
+	pods := slices.Sorted(maps.Keys(addrs))
+	fmt.Fprintf(text, "\n%s round-trip times between pods, microseconds:\n\n%*s", name, 4+names+2+places, "")
 	for i := range pods {
-		fmt.Fprintf(&head, "%d\t", i+1)
+		fmt.Fprintf(text, "%6d", i+1)
 	}
-	fmt.Fprintf(out, "\t\t\t%s\n", head.String())
+	fmt.Fprintln(text)
 	for i, from := range pods {
-		fmt.Fprintf(out, "%d\t%s\t%s\t", i+1, from, addrs[from])
+		fmt.Fprintf(text, "%2d  %-*s  %-*s", i+1, names, from, places, addrs[from])
 		for _, to := range pods {
-			if to == from {
-				fmt.Fprint(out, ".\t")
-				continue
+			cell, ok := cells[pair{from, to}]
+			if !ok {
+				cell = "."
 			}
-			fmt.Fprintf(out, "%s\t", cells[pair{from, to}])
+			fmt.Fprintf(text, "%6s", cell)
 		}
-		fmt.Fprintln(out)
+		fmt.Fprintln(text)
 	}
-	return out.Flush()
+}
+
+func (r Report) streams(text *bytes.Buffer) {
+	fmt.Fprint(text, "\nTCP throughput of one stream, Gbit/s:\n\n")
+	out := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
+	for _, s := range r.Throughput {
+		figure := fmt.Sprintf("%.2f", s.Gbps)
+		if s.Err != nil {
+			figure = "failed"
+		}
+		fmt.Fprintf(out, "%s\t-> %s\t%s\t%s\n", s.From, s.To, s.Engines, figure)
+	}
+	out.Flush()
 }

@@ -1,8 +1,10 @@
 package demo
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,124 +13,102 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/weft-net/weft/bench/lab"
 )
-
-// kinds are the namespaces that make a place, as in /proc/PID/ns.
-var kinds = []string{"net", "uts", "mnt"}
-
-// publish binds a place's namespaces to files in the lab's own directory.
-func publish(ns *lab.Namespace, name string) error {
-	for _, kind := range kinds {
-		var file *os.File
-		err := ns.Do(func() (err error) {
-			file, err = os.Open("/proc/thread-self/ns/" + kind)
-			return err
-		})
-		if err == nil {
-			err = bind(file, filepath.Join(labDir, name, kind))
-		}
-		if err != nil {
-			return fmt.Errorf("open %s to others: %w", name, err)
-		}
-	}
-	return nil
-}
-
-func bind(file *os.File, path string) error {
-	defer file.Close()
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(path, nil, 0o444); err != nil {
-		return err
-	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", file.Fd()), path, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind %s: %w", path, err)
-	}
-	return nil
-}
 
 // Step becomes a program in a place of a lab that another process has opened.
 // extraPath is searched for programs first. It returns only if that fails.
 func Step(place Place, extraPath, program string, args ...string) error {
-	if err := place.check(); err != nil {
-		return err
+	if err := step(place, extraPath, append([]string{program}, args...)); err != nil {
+		return fmt.Errorf("step into %s: %w", place.Name, err)
 	}
-	pid, err := findLab(place.Lab)
+	return nil
+}
+
+func step(place Place, extraPath string, command []string) error {
+	pid, open, err := findLab(place.Lab)
 	if err != nil {
 		return err
 	}
-	root := fmt.Sprintf("/proc/%d/root%s/%s", pid, labDir, place.Name)
-	if _, err := os.Stat(filepath.Join(root, "net")); err != nil {
-		return fmt.Errorf("step into %s: there are %s", place.Name, strings.Join(places(pid), ", "))
+	doors, ok := open.Places[place.Name]
+	if !ok {
+		return fmt.Errorf("no such place; there are %s", strings.Join(slices.Sorted(maps.Keys(open.Places)), ", "))
 	}
 	nsenter, err := exec.LookPath("nsenter")
 	if err != nil {
-		return fmt.Errorf("step into %s: nsenter is missing (it is in util-linux): %w", place.Name, err)
+		return fmt.Errorf("%w (it is in the package util-linux)", err)
 	}
 	argv := []string{"nsenter"}
 	user := fmt.Sprintf("/proc/%d/ns/user", pid)
-	if same, err := sameFile(user, "/proc/self/ns/user"); err != nil {
-		return fmt.Errorf("step into %s: %w", place.Name, err)
-	} else if !same {
-		argv = append(argv, "--user="+user, "--preserve-credentials")
+	same, err := sameFile(user, "/proc/self/ns/user")
+	if err != nil {
+		return err
 	}
+	if !same { // entering one's own is refused
+		argv = append(argv, "--user="+user)
+		if os.Geteuid() != 0 { // the lab's user already, and may not say so again
+			argv = append(argv, "--preserve-credentials")
+		}
+	}
+	fd := func(n int) string { return fmt.Sprintf("/proc/%d/fd/%d", pid, n) }
 	argv = append(argv, fmt.Sprintf("--pid=/proc/%d/ns/pid", pid),
-		"--net="+root+"/net", "--uts="+root+"/uts", "--mount="+root+"/mnt", "--", program)
+		"--net="+fd(doors.Net), "--uts="+fd(doors.UTS), "--mount="+fd(doors.Mount), "--")
 	if err := os.Setenv("PATH", extraPath+":"+os.Getenv("PATH")); err != nil {
-		return fmt.Errorf("step into %s: %w", place.Name, err)
+		return err
 	}
-	return fmt.Errorf("run %s: %w", nsenter, unix.Exec(nsenter, append(argv, args...), os.Environ()))
+	return fmt.Errorf("run %s: %w", nsenter, unix.Exec(nsenter, append(argv, command...), os.Environ()))
 }
 
-// findLab is the process with the lowest id of the lab that is open, of the
-// one that pid belongs to unless pid is 0.
-func findLab(pid int) (int, error) {
-	pattern := "/proc/[0-9]*/root" + labDir
-	if pid != 0 {
-		pattern = fmt.Sprintf("/proc/%d/root%s", pid, labDir)
+// findLab finds the process that keeps a lab open: the one with the given id,
+// or if that is 0 the only one.
+func findLab(want int) (pid int, open openLab, err error) {
+	pattern := "/proc/[0-9]*/root" + openFile
+	if want != 0 {
+		pattern = fmt.Sprintf("/proc/%d/root%s", want, openFile)
 	}
-	dirs, err := filepath.Glob(pattern)
+	paths, err := filepath.Glob(pattern)
 	if err != nil {
-		return 0, fmt.Errorf("look for labs: %w", err)
+		return 0, openLab{}, err
 	}
-	found := map[string]int{} // by mount of labDir
-	for _, dir := range dirs {
-		info, err := os.Stat(dir)
-		if err != nil {
-			continue // the process has just ended
-		}
-		candidate, err := strconv.Atoi(strings.Split(dir, "/")[2])
+	found := map[int]openLab{}
+	for _, path := range paths {
+		pid, err := strconv.Atoi(strings.Split(path, "/")[2])
 		if err != nil {
 			continue
 		}
-		id := identity(info)
-		if known, ok := found[id]; !ok || candidate < known {
-			found[id] = candidate
+		// Others of the lab see the same file; some have just ended.
+		var candidate openLab
+		text, err := os.ReadFile(path)
+		if err == nil && json.Unmarshal(text, &candidate) == nil && innerPID(pid) == candidate.PID {
+			found[pid] = candidate
 		}
 	}
-	var pids []int
-	for _, pid := range found {
-		pids = append(pids, pid)
-	}
-	slices.Sort(pids)
+	pids := slices.Sorted(maps.Keys(found))
 	switch len(pids) {
 	case 0:
-		return 0, errNoOpenLab
+		return 0, openLab{}, errNoOpenLab
 	case 1:
-		return pids[0], nil
+		return pids[0], found[pids[0]], nil
 	}
-	return 0, fmt.Errorf("several labs are open: choose one with --lab, of the processes %s", strings.Trim(fmt.Sprint(pids), "[]"))
+	return 0, openLab{}, fmt.Errorf("several labs are open: choose one with --lab, of %s", strings.Trim(fmt.Sprint(pids), "[]"))
 }
 
-func identity(info os.FileInfo) string {
-	stat, ok := info.Sys().(*unix.Stat_t)
-	if !ok {
-		return info.Name()
+// innerPID is the id of a process in its own pid namespace; 0 if unknown.
+func innerPID(pid int) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
 	}
-	return fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
+	for line := range strings.Lines(string(text)) {
+		if ids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			fields := strings.Fields(ids)
+			inner, err := strconv.Atoi(fields[len(fields)-1])
+			if err != nil {
+				return 0
+			}
+			return inner
+		}
+	}
+	return 0
 }
 
 func sameFile(a, b string) (bool, error) {
@@ -138,20 +118,4 @@ func sameFile(a, b string) (bool, error) {
 		return false, err
 	}
 	return os.SameFile(infoA, infoB), nil
-}
-
-// places lists the names Step takes.
-func places(pid int) (names []string) {
-	root := fmt.Sprintf("/proc/%d/root%s", pid, labDir)
-	for _, pattern := range []string{"*/net", "*/*/net"} {
-		paths, err := filepath.Glob(filepath.Join(root, pattern))
-		if err != nil {
-			continue
-		}
-		for _, path := range paths {
-			names = append(names, strings.TrimPrefix(filepath.Dir(path), root+"/"))
-		}
-	}
-	slices.Sort(names)
-	return names
 }

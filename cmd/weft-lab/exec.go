@@ -29,6 +29,9 @@ func execCommand() *cobra.Command {
 			}
 			place.Name = args[0]
 			program := args[1:]
+			if len(program) > 0 && program[0] == "--" {
+				program = program[1:]
+			}
 			if len(program) == 0 {
 				program = []string{"sh"}
 			}
@@ -40,6 +43,6 @@ func execCommand() *cobra.Command {
 		},
 	}
 	command.Flags().IntVar(&place.Lab, "lab", 0, "a process of the lab, if several are up")
-	command.Flags().SetInterspersed(false)
+	command.Flags().SetInterspersed(false) // what follows the place is the program's
 	return command
 }
