@@ -246,8 +246,8 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 	}
 }
 
-// fragmentSegments queues segments that are too big for the peer as fragments.
-// It is rare enough to copy them.
+// fragmentSegments queues segments that are too big for the peer as fragments,
+// and a short last one whole. It is rare enough to copy them.
 func (t *tx) fragmentSegments(segments *packet.Segments, w way, frame vxlan.Frame) {
 	headers := segments.HeaderLen()
 	for {
@@ -272,7 +272,9 @@ func (t *tx) oversize(v packet.View, w way, frame vxlan.Frame) {
 		t.tellTooBig(v, w.peer, w.peer.MTU)
 		return
 	}
-	t.counters.add(TxFragmented, 1)
+	if len(v.Data) > w.peer.MTU {
+		t.counters.add(TxFragmented, 1)
+	}
 	headers := fragments.HeaderLen()
 	for {
 		t.reserve(w.box, vxlan.Overhead+headers)

@@ -282,6 +282,7 @@ func (v View) Flow() uint32 {
 	if _, ok := v.PayloadOffset(); ok {
 		hash = (hash ^ uint64(binary.BigEndian.Uint32(v.Data[v.Transport:]))) * prime
 	}
+	hash = (hash ^ hash>>32) * prime
 	return uint32(hash >> 32)
 }
 

@@ -1,0 +1,525 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/tunneltest"
+)
+
+func TestSendSingle(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		r := newRig(t, everything())
+		p := toFar(is4, []byte("data"))
+		p.TOS = 2 // ECT(0)
+		r.send(finished(p.Bytes())...)
+		etherType := uint16(0x86dd)
+		if is4 {
+			etherType = 0x0800
+		}
+		want := tunneltest.Frame(testVNI, farMAC, hereMAC, etherType, p.Bytes())
+		if len(r.sent) != 1 || !bytes.Equal(r.sent[0].Data, want) {
+			t.Fatalf("sent %x, want %x", r.sent, want)
+		}
+		if run := r.sent[0]; run.Addr != farOuter || run.ECN != 2 || run.SegmentSize != 0 {
+			t.Errorf("run %+v", run)
+		}
+		r.want(map[Counter]uint64{TxBatches: 1, TxPackets: 1, TxBytes: uint64(len(p.Bytes())), TxRuns: 1, TxDatagrams: 1})
+	})
+}
+
+// The outer family is the peer's business alone.
+func TestSendOverIPv6(t *testing.T) {
+	config := everything()
+	config.outer = netip.MustParseAddrPort("[2001:db8::1]:8472")
+	r := newRig(t, config)
+	peers := far.peers()
+	for i := range peers {
+		peers[i].Endpoint = netip.MustParseAddrPort("[2001:db8::2]:8472")
+	}
+	r.setPeers(peers)
+	p4, p6 := toFar(true, nil).Bytes(), toFar(false, nil).Bytes()
+	r.send(finished(p4, p6)...)
+	r.equal(r.inners(), [][]byte{p4, p6})
+}
+
+// Consecutive packets of one flow and size leave as one run; a shorter one ends it.
+func TestSendRuns(t *testing.T) {
+	sizes := func(r *rig) string {
+		var s []string
+		for _, run := range r.sent {
+			s = append(s, fmt.Sprintf("%d/%d", len(run.Data), run.SegmentSize))
+		}
+		return strings.Join(s, " ")
+	}
+	data := func(n int) []byte { return toFar(true, make([]byte, n)).Bytes() }
+	headers := 22 + 52
+	other := toFar(true, make([]byte, 100))
+	other.Source = netip.AddrPortFrom(other.Source.Addr(), 41000)
+	marked := toFar(true, make([]byte, 100))
+	marked.TOS = 3
+	third := between(here, thrd, true, make([]byte, 100)).Bytes()
+	limited := everything()
+	limited.socket.MaxSegments = 2
+	without := everything()
+	without.socket.UDP = false
+	tests := []struct {
+		name    string
+		config  rigConfig
+		packets [][]byte
+		want    string
+	}{
+		{"equal", everything(), [][]byte{data(100), data(100), data(100)}, "522/174"},
+		{"shorter ends", everything(), [][]byte{data(100), data(50), data(50)}, "298/174 124/0"},
+		{"longer begins", everything(), [][]byte{data(100), data(101)}, "174/0 175/0"},
+		{"other flow", everything(), [][]byte{data(100), other.Bytes(), data(100)}, "174/0 174/0 174/0"},
+		{"other ECN", everything(), [][]byte{data(100), marked.Bytes()}, "174/0 174/0"},
+		{"other peer", everything(), [][]byte{data(100), third}, "174/0 174/0"},
+		{"bound of the socket", limited, [][]byte{data(100), data(100), data(100)}, "348/174 174/0"},
+		{"no runs", without, [][]byte{data(100), data(100)}, "174/0 174/0"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRig(t, test.config)
+			r.send(finished(test.packets...)...)
+			if got := sizes(r); got != test.want {
+				t.Errorf("runs %s, want %s (headers %d)", got, test.want, headers)
+			}
+			r.equal(r.inners(), test.packets)
+			r.want(map[Counter]uint64{TxDatagrams: uint64(len(test.packets)), TxRuns: uint64(len(r.sent))})
+		})
+	}
+}
+
+// More than fits into the worker's memory is sent in several flushes.
+func TestSendMany(t *testing.T) {
+	r := newRig(t, everything())
+	var packets [][]byte
+	for i := range 3 * txRuns {
+		p := toFar(true, make([]byte, i%7*10))
+		p.Source = netip.AddrPortFrom(p.Source.Addr(), uint16(1000+i))
+		packets = append(packets, p.Bytes())
+	}
+	r.send(finished(packets...)...)
+	r.equal(r.inners(), packets)
+}
+
+func TestSendUnfinished(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		r := newRig(t, everything())
+		for _, p := range []tunneltest.Packet{toFar(is4, []byte("data")), asUDP(toFar(is4, []byte("dat")))} {
+			r.send(out(p.Partial()))
+			r.equal(r.inners(), [][]byte{p.Bytes()})
+			r.sent = nil
+		}
+		r.want(nil)
+	})
+}
+
+func TestSendSuper(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		limited := everything()
+		limited.socket.MaxSegments = 10
+		without := everything()
+		without.socket.UDP = false
+		for name, config := range map[string]rigConfig{"runs": everything(), "bounded": limited, "singles": without} {
+			for _, size := range []int{7, 100, 1378} {
+				for _, length := range []int{1, 3000, 60000} {
+					random := rand.New(rand.NewPCG(1, uint64(length)))
+					for _, p := range []tunneltest.Packet{
+						toFar(is4, tunneltest.Random(random, length)),
+						asUDP(toFar(is4, tunneltest.Random(random, length))),
+					} {
+						r := newRig(t, config)
+						p.Flags = tunneltest.ACK | tunneltest.PSH | tunneltest.FIN | tunneltest.CWR
+						data, offload := p.Super(size)
+						want, err := tunneltest.Finish(data, offload)
+						if err != nil {
+							t.Fatal(err)
+						}
+						r.send(out(data, offload))
+						r.equal(r.inners(), want)
+						r.want(map[Counter]uint64{TxSuperPackets: 1, TxDatagrams: uint64(len(want)), TxRuns: uint64(len(r.sent))})
+						for _, run := range r.sent {
+							if len(run.Data) > maxRun || name == "bounded" && run.SegmentSize > 0 && len(run.Data) > 10*run.SegmentSize {
+								t.Errorf("%s: run of %d bytes by %d", name, len(run.Data), run.SegmentSize)
+							}
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+// The super-packet that the datapath is built for leaves as one run.
+func TestSendSuperAtOnce(t *testing.T) {
+	r := newRig(t, everything())
+	r.send(out(toFar(true, make([]byte, 44*1398)).Super(1398)))
+	if len(r.sent) != 1 || r.sent[0].SegmentSize != 22+testMTU {
+		t.Errorf("%d runs of segment size %d", len(r.sent), r.sent[0].SegmentSize)
+	}
+}
+
+func TestSendDrops(t *testing.T) {
+	good := toFar(true, []byte("data"))
+	lost := good
+	lost.Destination = netip.MustParseAddrPort("10.245.0.1:1")
+	wrongGSO, gso := asUDP(good).Super(2)
+	gso.GSO = tunnel.GSOTCP4
+	tests := []struct {
+		name   string
+		setup  func(r *rig)
+		packet tunnel.Outgoing
+		reason Counter
+	}{
+		{"not IP", nil, out([]byte{0x50, 1, 2, 3}, tunnel.Offload{}), TxDropMalformed},
+		{"cut off", nil, out(good.Bytes()[:30], tunnel.Offload{}), TxDropMalformed},
+		{"no peer", nil, out(lost.Bytes(), tunnel.Offload{}), TxDropNoPeer},
+		{"peer gone", func(r *rig) { r.setPeers(thrd.peers()) }, out(good.Bytes(), tunnel.Offload{}), TxDropNoPeer},
+		{"multicast", nil, out(tunneltest.Packet{
+			Source: here6, Destination: netip.MustParseAddrPort("[ff02::2]:0"), Protocol: tunneltest.ICMPv6, Payload: make([]byte, 8),
+		}.Bytes(), tunnel.Offload{}), TxDropNoPeer},
+		{"no local of the family", func(r *rig) { _ = r.engine.SetLocals(here.locals()[1:]) }, out(good.Bytes(), tunnel.Offload{}), TxDropNoLocal},
+		{"no socket of the family", func(r *rig) {
+			p := far.peers()[:1]
+			p[0].Endpoint = netip.MustParseAddrPort("[2001:db8::2]:8472")
+			r.setPeers(p)
+		}, out(good.Bytes(), tunnel.Offload{}), TxDropNoSocket},
+		{"another protocol than the super-packet's", nil, out(wrongGSO, gso), TxDropUnfinished},
+		{"super-packet of pings", nil, out(asPing(good, 100).Bytes(), tunnel.Offload{
+			GSO: tunnel.GSOTCP4, SegmentSize: 9, NeedsChecksum: true,
+		}), TxDropUnfinished},
+		{"socket failed", func(r *rig) {
+			r.socket.Refuse(func(tunnel.Datagrams) error { return errors.New("no route to host") })
+		}, out(good.Bytes(), tunnel.Offload{}), TxDropSend},
+		{"socket full", func(r *rig) {
+			r.socket.Refuse(func(tunnel.Datagrams) error { return fmt.Errorf("send: %w", tunnel.ErrFull) })
+		}, out(good.Bytes(), tunnel.Offload{}), TxDropFull},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			r := newRig(t, everything())
+			if test.setup != nil {
+				test.setup(r)
+			}
+			r.send(test.packet)
+			if len(r.sent) != 0 {
+				t.Errorf("sent %x", r.sent)
+			}
+			r.want(map[Counter]uint64{test.reason: 1, TxPackets: 1, TxDatagrams: 0})
+		})
+	}
+}
+
+// A checksum that lies outside its packet is no reason to panic.
+func TestSendChecksumOutside(t *testing.T) {
+	r := newRig(t, everything())
+	tx := r.engine.tx
+	data := toFar(true, []byte("data")).Bytes()
+	copy(tx.arena[tunnel.Headroom:], data)
+	tx.process([]tunnel.Incoming{{
+		Offload: tunnel.Offload{NeedsChecksum: true, ChecksumStart: 65535, ChecksumOffset: 65535},
+		Data:    tx.arena[tunnel.Headroom : tunnel.Headroom+len(data)], Offset: tunnel.Headroom,
+	}})
+	r.want(map[Counter]uint64{TxDropUnfinished: 1})
+}
+
+// Failures of a socket are logged, but not with every packet.
+func TestSendFailureLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, everything())
+		r.socket.Refuse(func(tunnel.Datagrams) error { return errors.New("no route to host") })
+		for range 10 {
+			r.send(finished(toFar(true, []byte("data")).Bytes())...)
+		}
+		if n := strings.Count(r.log.String(), "no route to host"); n != 1 {
+			t.Errorf("%d log lines: %s", n, r.log)
+		}
+		time.Sleep(quietFor)
+		r.send(finished(toFar(true, []byte("data")).Bytes())...)
+		if n := strings.Count(r.log.String(), "no route to host"); n != 2 {
+			t.Errorf("%d log lines after a while", n)
+		}
+	})
+}
+
+// A failing run does not hold up those behind it.
+func TestSendGoesOn(t *testing.T) {
+	r := newRig(t, everything())
+	r.socket.Refuse(func(run tunnel.Datagrams) error {
+		if run.Addr == thirdOuter {
+			return tunnel.ErrFull
+		}
+		return r.record(run)
+	})
+	first, lost, last := toFar(true, []byte("1")).Bytes(), between(here, thrd, true, nil).Bytes(), toFar(true, []byte("22")).Bytes()
+	r.send(finished(first, lost, last)...)
+	r.equal(r.inners(), [][]byte{first, last})
+	r.want(map[Counter]uint64{TxDropFull: 1, TxRuns: 2, TxDatagrams: 2})
+}
+
+func TestSendFallsBack(t *testing.T) {
+	for _, size := range []int{7, 1398} {
+		r := newRig(t, everything())
+		r.socket.Refuse(func(run tunnel.Datagrams) error {
+			if run.SegmentSize != 0 {
+				return fmt.Errorf("send: %w", tunnel.ErrOffload)
+			}
+			return r.record(run)
+		})
+		data, offload := toFar(true, tunneltest.Random(rand.New(rand.NewPCG(1, 1)), 5000)).Super(size)
+		want, _ := tunneltest.Finish(data, offload)
+		r.send(out(data, offload))
+		r.equal(r.inners(), want)
+		r.want(map[Counter]uint64{TxDatagrams: uint64(len(want))})
+		if r.engine.Stats().Value(TxFallbacks) == 0 {
+			t.Error("no fallback is counted")
+		}
+	}
+}
+
+// A Socket that refuses even single datagrams is no endless loop.
+func TestSendFallbackRefused(t *testing.T) {
+	r := newRig(t, everything())
+	r.socket.Refuse(func(tunnel.Datagrams) error { return tunnel.ErrOffload })
+	r.send(out(toFar(true, make([]byte, 5000)).Super(1398)))
+	r.want(map[Counter]uint64{TxFallbacks: 1, TxDropSend: 4})
+}
+
+// gotTooBig checks that the host got one ICMP error about a packet, and returns its MTU.
+func (r *rig) gotTooBig(offending []byte) int {
+	r.t.Helper()
+	got, _ := r.delivered()
+	if len(got) != 1 {
+		r.t.Fatalf("%d packets came back, want one ICMP error", len(got))
+	}
+	if err := tunneltest.Check(got[0]); err != nil {
+		r.t.Fatal(err)
+	}
+	reply, is4 := got[0], offending[0]>>4 == 4
+	icmp, mtu := reply[40:], 0
+	source, destination := reply[8:24], reply[24:40]
+	kind := []byte{2, 0}
+	if is4 {
+		icmp, source, destination, kind = reply[20:], reply[12:16], reply[16:20], []byte{3, 4}
+	}
+	mtu = int(binary.BigEndian.Uint32(icmp[4:]))
+	if !bytes.Equal(icmp[:2], kind) || !bytes.HasPrefix(offending, icmp[8:]) {
+		r.t.Fatalf("reply %x to %x", reply, offending)
+	}
+	if !bytes.Equal(source, far.subnet(is4).Addr().AsSlice()) || !bytes.Equal(destination, here.pod(is4).Addr().AsSlice()) {
+		r.t.Errorf("reply from %x to %x", source, destination)
+	}
+	return mtu
+}
+
+// lowMTU gives the far peer a smaller MTU than the Device has.
+func lowMTU(r *rig) {
+	peers := far.peers()
+	for i := range peers {
+		peers[i].MTU = 1300
+	}
+	r.setPeers(peers)
+}
+
+func TestSendTooBig(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		r := newRig(t, everything())
+		lowMTU(r)
+		p := asPing(toFar(is4, nil), 1400)
+		r.send(finished(p.Bytes())...)
+		if mtu := r.gotTooBig(p.Bytes()); mtu != 1300 {
+			t.Errorf("MTU %d", mtu)
+		}
+		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 1, TxDatagrams: 0})
+
+		// What just fits goes out.
+		room := 1300 - len(p.Bytes()) + 1400
+		fits := asPing(toFar(is4, nil), room).Bytes()
+		r.send(finished(fits)...)
+		r.equal(r.inners(), [][]byte{fits})
+	})
+}
+
+func TestSendSuperTooBig(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		r := newRig(t, everything())
+		lowMTU(r)
+		data, offload := toFar(is4, make([]byte, 5000)).Super(1350)
+		r.send(out(data, offload))
+		if mtu := r.gotTooBig(data); mtu != 1300 {
+			t.Errorf("MTU %d", mtu)
+		}
+		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 1, TxDatagrams: 0})
+	})
+}
+
+// IPv4 that may be fragmented is, or cut smaller where that is as good.
+func TestSendFragments(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	r := newRig(t, everything())
+	lowMTU(r)
+	p := asUDP(toFar(true, tunneltest.Random(random, 1400)))
+	p.DontFragment = false
+	r.send(out(p.Partial()))
+	r.fragmentsOf(p.Bytes())
+	r.want(map[Counter]uint64{TxFragmented: 1, TxDatagrams: 2})
+
+	r = newRig(t, everything())
+	lowMTU(r)
+	p.Payload = tunneltest.Random(random, 4*1400+9)
+	data, offload := p.Super(1400)
+	r.send(out(data, offload))
+	want, _ := tunneltest.Finish(data, offload)
+	r.fragmentsOf(want...)
+	r.want(map[Counter]uint64{TxFragmented: 4, TxDatagrams: 9})
+
+	r = newRig(t, everything())
+	lowMTU(r)
+	tcp := toFar(true, tunneltest.Random(random, 5000))
+	tcp.DontFragment = false
+	data, _ = tcp.Super(1398)
+	r.send(out(tcp.Super(1398)))
+	_, smaller := tcp.Super(1300 - 52)
+	want, _ = tunneltest.Finish(data, smaller)
+	r.equal(r.inners(), want)
+	r.want(nil)
+}
+
+// fragmentsOf checks that what was sent are the fragments of these packets.
+func (r *rig) fragmentsOf(packets ...[]byte) {
+	r.t.Helper()
+	var payload []byte
+	for _, f := range r.inners() {
+		if err := tunneltest.Check(f); err != nil || len(f) > 1300 {
+			r.t.Fatalf("fragment of %d bytes: %v", len(f), err)
+		}
+		position := binary.BigEndian.Uint16(f[6:])
+		if int(position&0x1fff)*8 != len(payload) {
+			r.t.Fatalf("fragment at %d says %d", len(payload), position&0x1fff*8)
+		}
+		payload = append(payload, f[20:]...)
+		if position&0x2000 != 0 {
+			continue
+		}
+		if len(packets) == 0 || !bytes.Equal(payload, packets[0][20:]) {
+			r.t.Fatalf("reassembled to %x", payload)
+		}
+		payload, packets = nil, packets[1:]
+	}
+	if len(packets) != 0 || len(payload) != 0 {
+		r.t.Errorf("%d packets did not arrive", len(packets))
+	}
+}
+
+func TestSendPathTooBig(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		r := newRig(t, everything())
+		r.socket.Refuse(func(tunnel.Datagrams) error { return fmt.Errorf("send: %w", tunnel.ErrTooBig) })
+		p := toFar(is4, make([]byte, 1300))
+		r.send(finished(p.Bytes())...)
+		if mtu := r.gotTooBig(p.Bytes()); mtu != 1280 {
+			t.Errorf("MTU %d", mtu)
+		}
+		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 1})
+
+		// Of a run every datagram is lost, and the sender is told once.
+		r = newRig(t, everything())
+		r.socket.Refuse(func(tunnel.Datagrams) error { return tunnel.ErrTooBig })
+		data, offload := toFar(is4, make([]byte, 5000)).Super(1378)
+		segments, _ := tunneltest.Finish(data, offload)
+		r.send(out(data, offload))
+		if mtu := r.gotTooBig(segments[0]); mtu != 1400 {
+			t.Errorf("MTU %d for %d bytes", mtu, len(segments[0]))
+		}
+		r.want(map[Counter]uint64{TxDropTooBig: 4, TxICMP: 1})
+	})
+}
+
+// ICMP errors are never sent for what must not be answered, and never too many.
+func TestSendTooBigLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, everything())
+		lowMTU(r)
+		unreachable := asPing(toFar(true, nil), 1400)
+		unreachable.Payload[0] = 3
+		r.send(finished(unreachable.Bytes())...)
+		if got, _ := r.delivered(); len(got) != 0 {
+			t.Errorf("an ICMP error is answered")
+		}
+		ping := finished(asPing(toFar(true, nil), 1400).Bytes())
+		for range icmpPerSecond + 20 {
+			r.send(ping...)
+		}
+		if got, _ := r.delivered(); len(got) != icmpPerSecond {
+			t.Errorf("%d errors in a second", len(got))
+		}
+		time.Sleep(time.Second)
+		r.send(ping...)
+		if got, _ := r.delivered(); len(got) != 1 {
+			t.Errorf("%d errors in the next second", len(got))
+		}
+		r.want(map[Counter]uint64{TxDropTooBig: icmpPerSecond + 22, TxICMP: icmpPerSecond + 1, TxICMPLimited: 20})
+	})
+}
+
+func TestSendTooBigNotWritten(t *testing.T) {
+	r := newRig(t, everything())
+	lowMTU(r)
+	r.device.Refuse(func(tunnel.Outgoing) error { return errors.New("device is down") })
+	r.send(finished(asPing(toFar(true, nil), 1400).Bytes())...)
+	r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 0})
+	if !strings.Contains(r.log.String(), "device is down") {
+		t.Errorf("log: %s", r.log)
+	}
+}
+
+// Flows spread over the sockets of a family, and each stays on one.
+func TestSendSpreads(t *testing.T) {
+	wire := tunneltest.NewWire(tunneltest.WireConfig{})
+	device, host := tunneltest.NewDevices(testMTU, tunneltest.AllOffloads())
+	seen := map[netip.AddrPort]map[uint32]bool{}
+	config := Config{Device: device, Logger: newRig(t, everything()).engine.logger}
+	for _, local := range []string{"192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3", "[2001:db8::1]:1"} {
+		socket := wire.Socket(netip.MustParseAddrPort(local), tunneltest.AllOffloads())
+		seen[socket.Local()] = map[uint32]bool{}
+		socket.Refuse(func(run tunnel.Datagrams) error {
+			seen[socket.Local()][run.Flow] = true
+			return nil
+		})
+		config.Sockets = append(config.Sockets, socket)
+	}
+	e, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(e.SetPeers(far.peers()), e.SetLocals(here.locals())); err != nil {
+		t.Fatal(err)
+	}
+	r := &rig{t: t, engine: e, device: device, host: host}
+	for port := range uint16(300) {
+		p := toFar(true, nil)
+		p.Source = netip.AddrPortFrom(p.Source.Addr(), port%100)
+		r.send(finished(p.Bytes())...)
+	}
+	total := 0
+	for local, flows := range seen {
+		if local.Addr().Is4() == (len(flows) < 20) {
+			t.Errorf("%v has %d flows", local, len(flows))
+		}
+		total += len(flows)
+	}
+	if total != 100 {
+		t.Errorf("100 flows became %d", total)
+	}
+}
