@@ -180,12 +180,15 @@ func TestReplaceIsAtomic(t *testing.T) {
 		if source := r.from(); source.IsValid() {
 			arrived++
 			if source != n.a.Addr(4) {
-				t.Fatalf("flow %d seen as %s, want %s", arrived, source, n.a.Addr(4))
+				t.Errorf("flow %d seen as %s, want %s", arrived, source, n.a.Addr(4))
+				break
 			}
 		}
 	}
 	close(stop)
-	if count := <-changes; count < 10 || arrived < flows/2 {
-		t.Errorf("proves nothing: %d changes, %d flows", count, arrived)
+	count := <-changes
+	t.Logf("%d changes of the table, %d of %d flows arrived", count, arrived, flows)
+	if !t.Failed() && (count < 10 || arrived < flows/2) {
+		t.Error("proves nothing")
 	}
 }

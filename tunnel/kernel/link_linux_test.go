@@ -6,12 +6,14 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/watch"
 )
 
 // index returns a device's index: another one means that it was recreated.
@@ -40,11 +42,39 @@ func wantText(t *testing.T, got string, texts ...string) {
 	}
 }
 
-// TestMACIsSetAtCreation holds that the kernel knows the MAC as set on
-// purpose: systemd's MACAddressPolicy and NetworkManager change others.
+// TestMACIsSetAtCreation holds that the device is announced with its MAC, and
+// that the kernel knows it as set on purpose: systemd's MACAddressPolicy and
+// NetworkManager change others.
 func TestMACIsSetAtCreation(t *testing.T) {
 	h := newHost(t)
+	var announced []tunnel.MAC
+	var watcher *watch.Watcher
+	if err := h.Do(func() (err error) {
+		watcher, err = watch.Open(watch.Config{
+			Protocol: unix.NETLINK_ROUTE, Groups: []uint32{unix.RTNLGRP_LINK}, Logger: discard,
+			Relevant: func(m syscall.NetlinkMessage) bool {
+				attributes := m.Data[unix.SizeofIfInfomsg:]
+				name, _ := watch.Attribute(attributes, unix.IFLA_IFNAME)
+				if unix.ByteSliceToString(name) != "flannel.1" {
+					return false
+				}
+				mac, _ := watch.Attribute(attributes, unix.IFLA_ADDRESS)
+				announced = append(announced, macOf(mac))
+				return true
+			},
+		})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	h.apply(device4())
+	<-watcher.Tokens()
+	if err := watcher.Close(); err != nil {
+		t.Error(err)
+	}
+	if announced[0] != ownMAC {
+		t.Errorf("announced with MAC %s, want %s", announced[0], ownMAC)
+	}
 	dir := t.TempDir()
 	var kind string
 	err := h.Do(func() error {

@@ -205,3 +205,25 @@ func TestStale(t *testing.T) {
 	h.check()
 	h.checkForeign(before)
 }
+
+// TestResume stops after each step, also of the removal: the next process,
+// which remembers nothing, gets to the same state.
+func TestResume(t *testing.T) {
+	h := newHost(t)
+	h.plantForeign()
+	before := h.dump()
+	want := golden()
+	for i := range want {
+		h.apply(want[:i]...)
+		h.driver = h.open(Config{Logger: discard})
+		h.reconcile(want...)
+		h.check(want...)
+		for _, object := range slices.Backward(want[i:]) {
+			h.remove(object)
+		}
+		h.driver = h.open(Config{Logger: discard})
+		h.reconcile()
+		h.check()
+		h.checkForeign(before)
+	}
+}

@@ -46,3 +46,19 @@ func TestRoutesLostInSilence(t *testing.T) {
 	h.reconcile(route)
 	h.check(route)
 }
+
+// TestRouteTakenInSilence holds that a foreign route in the place of ours is
+// noticed: the kernel announces only the new one.
+func TestRouteTakenInSilence(t *testing.T) {
+	h := newHost(t)
+	h.run("sysctl -qw net.ipv6.conf.default.accept_dad=0")
+	h.apply(golden()...)
+	h.drain()
+	h.run("ip route replace 10.244.1.0/24 via 192.168.7.9 dev eth0")
+	h.awaitToken("route replaced")
+	route := golden()[6]
+	if have := h.observe()[route.Key()]; have != nil {
+		t.Errorf("have %+v, want nothing: the route is not ours", have)
+	}
+	wantText(t, h.applyError(route), "a foreign route is in its place and stays", "via 192.168.7.9 dev eth0")
+}
