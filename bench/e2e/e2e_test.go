@@ -17,6 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	runGuest()
 	if err := findPrograms(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

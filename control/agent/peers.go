@@ -80,9 +80,13 @@ func readiness(planned control.Plan, items map[tunnel.Key]itemState, was bool) b
 	return works > 0 || failed == 0
 }
 
-// isOwn reports whether the object serves the host itself and not one peer.
+// isOwn reports whether the host is of no use without the object: it serves
+// the host itself and not one peer. Rules that only accept are not of that
+// kind: a kernel without nftables has nothing that would drop.
 func isOwn(object tunnel.Object) bool {
 	switch o := object.(type) {
+	case tunnel.Firewall:
+		return o.Masquerade
 	case tunnel.Neighbor, tunnel.FDBEntry:
 		return false
 	case tunnel.Route:

@@ -1,0 +1,24 @@
+package script
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+)
+
+// Getenv is a variable of the script's environment, for commands of a test's own.
+func (r *Run) Getenv(name string) string { return r.getenv(name) }
+
+// Background starts cmd as the job of that name, as "on -bg" does: its output
+// goes to $WORK/NAME.log, and it ends with the script.
+func (r *Run) Background(name string, cmd *exec.Cmd) error {
+	if have := r.jobs[name]; have != nil && have.running() {
+		return fmt.Errorf("job %s is running", name)
+	}
+	job, err := begin(cmd, filepath.Join(r.work, name+".log"))
+	if err != nil {
+		return err
+	}
+	r.jobs[name] = job
+	return nil
+}
