@@ -55,6 +55,18 @@ func TestRunsAndSingles(t *testing.T) {
 	}
 }
 
+func TestLargestTogether(t *testing.T) {
+	from, to := listen(t, on(loopbacks[0])), listen(t, on(loopbacks[0]))
+	largest := tunnel.Datagrams{Addr: to.Local(), Parts: [][]byte{pattern(maxPayload)}}
+	mustSend(t, from, largest, largest, largest)
+	got, _ := receive(t, to, 3)
+	for i, b := range got {
+		if !bytes.Equal(b, largest.Parts[0]) {
+			t.Errorf("datagram %d differs", i)
+		}
+	}
+}
+
 func TestECN(t *testing.T) {
 	for _, addr := range loopbacks {
 		from, to := listen(t, on(addr)), listen(t, on(addr))
@@ -68,6 +80,18 @@ func TestECN(t *testing.T) {
 					t.Errorf("%v: received ECN %d, want %d", addr, d.ECN, ecn)
 				}
 			}
+		}
+		// The six bits beside it are the sender's own business.
+		level, name := unix.SOL_IP, unix.IP_TOS
+		if addr.Is6() {
+			level, name = unix.SOL_IPV6, unix.IPV6_TCLASS
+		}
+		if err := unix.SetsockoptInt(from.fd, level, name, 0xb8|2); err != nil {
+			t.Fatal(err)
+		}
+		mustSend(t, from, tunnel.Datagrams{Addr: to.Local(), Parts: [][]byte{{1}}})
+		if _, runs := receive(t, to, 1); runs[0].ECN != 2 {
+			t.Errorf("%v: received ECN %d, want 2", addr, runs[0].ECN)
 		}
 	}
 }
