@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -70,14 +71,16 @@ func playParent(t *testing.T, log string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 100 {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
+	var locked, ended sync.WaitGroup
+	for range 50 { // more than there are threads: every idle one is taken
+		locked.Add(1)
+		ended.Go(func() {
 			runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
-		}()
-		<-done
+			locked.Done()
+			locked.Wait()
+		})
 	}
+	ended.Wait()
 	if p.exited() {
 		t.Fatal(p.failure())
 	}
