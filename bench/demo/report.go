@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -124,7 +125,7 @@ func (r Report) WriteJSON(w io.Writer) error {
 		document.Reach = append(document.Reach, reach{pair.From, pair.To, pair.OK(), pair.rtt().Microseconds()})
 	}
 	for _, s := range r.Throughput {
-		document.Throughput = append(document.Throughput, stream{s.From, s.To, s.Gbps})
+		document.Throughput = append(document.Throughput, stream{s.From, s.To, math.Round(s.Gbps*1000) / 1000})
 	}
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")

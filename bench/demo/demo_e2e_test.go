@@ -1,0 +1,317 @@
+//go:build e2e && linux
+
+package demo
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// users are who the demo must work for.
+var users = []struct {
+	name string
+	id   uint32
+}{{"root", 0}, {"nobody", 65534}}
+
+// labCommand prepares weft-lab to run as a user with a home of its own.
+func labCommand(t *testing.T, user uint32, args ...string) *exec.Cmd {
+	t.Helper()
+	program := os.Getenv("WEFT_LAB_BIN")
+	if program == "" {
+		t.Fatal("WEFT_LAB_BIN is not set: run `make e2e`")
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("only root can test what the demo does for root and for others")
+	}
+	home, err := os.MkdirTemp("", "weft-demo-home-") // the parents of t.TempDir are root's alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		left, err := filepath.Glob(home + "/*")
+		if err != nil || len(left) > 0 {
+			t.Errorf("files are left behind: %v %v", left, err)
+		}
+		os.RemoveAll(home)
+	})
+	if err := os.Chown(home, int(user), int(user)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), "HOME="+home, "TMPDIR="+home)
+	cmd.Dir = home
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+func TestDemo(t *testing.T) {
+	stores := map[string][]string{"etcd": nil}
+	if kube := os.Getenv("WEFT_KUBE_BIN"); kube != "" {
+		stores["kube"] = []string{"--kube=" + kube}
+	}
+	for _, user := range users {
+		for store, flags := range stores {
+			t.Run(user.name+"/"+store, func(t *testing.T) {
+				cmd := labCommand(t, user.id, append([]string{"demo", "--json"}, flags...)...)
+				var stderr bytes.Buffer
+				cmd.Stderr = &stderr
+				start := time.Now()
+				out, err := cmd.Output()
+				t.Logf("took %s", time.Since(start))
+				if err != nil {
+					t.Fatalf("%v\n%s", err, stderr.String())
+				}
+				checkDocument(t, out)
+			})
+		}
+	}
+}
+
+// checkDocument holds what the document promises, as a stranger would read it.
+func checkDocument(t *testing.T, text []byte) {
+	t.Helper()
+	var document struct {
+		Hosts []struct {
+			Name, Engine, Device, Encap string
+			Subnets                     []string
+		}
+		Reach []struct {
+			From, To string
+			OK       bool
+			RTT      float64 `json:"rtt_us"`
+		}
+		Throughput []struct {
+			From, To string
+			Gbps     float64
+		}
+	}
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&document); err != nil {
+		t.Fatalf("%v in\n%s", err, text)
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		t.Errorf("more than one document: %v", err)
+	}
+	engines := map[string]string{}
+	for _, host := range document.Hosts {
+		engines[host.Name] = host.Engine
+		if host.Device == "" || host.Encap != "vxlan" || len(host.Subnets) != 2 {
+			t.Errorf("host is %+v", host)
+		}
+	}
+	if len(engines) != len(cast) {
+		t.Errorf("%d hosts, want %d", len(engines), len(cast))
+	}
+	pods := len(cast) * len(podsPerHost)
+	if got, want := len(document.Reach), pods*(pods-1); got != want {
+		t.Errorf("%d pairs of pods, want %d", got, want)
+	}
+	for _, pair := range document.Reach {
+		if !pair.OK || pair.RTT <= 0 || pair.From == pair.To {
+			t.Errorf("reach %+v", pair)
+		}
+	}
+	engineOf := func(pod string) string {
+		host, _, _ := strings.Cut(pod, "/")
+		return engines[host]
+	}
+	var kinds []string
+	for _, stream := range document.Throughput {
+		kinds = append(kinds, engineOf(stream.From)+"-"+engineOf(stream.To))
+		if stream.Gbps <= 0 {
+			t.Errorf("throughput %+v", stream)
+		}
+	}
+	slices.Sort(kinds)
+	if want := []string{"kernel-kernel", "kernel-userspace", "userspace-userspace"}; !slices.Equal(kinds, want) {
+		t.Errorf("throughput of %v, want %v", kinds, want)
+	}
+}
+
+// startUntil starts the demo and returns once its progress says want.
+func startUntil(t *testing.T, cmd *exec.Cmd, want string) {
+	t.Helper()
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var seen strings.Builder
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		fmt.Fprintln(&seen, lines.Text())
+		if strings.Contains(lines.Text(), want) {
+			go io.Copy(io.Discard, stdout) // until the demo ends
+			return
+		}
+	}
+	t.Fatalf("the demo ended before it said %q: %v\n%s", want, cmd.Wait(), seen.String())
+}
+
+// labOf lists the processes of the lab whose program pid is.
+func labOf(t *testing.T, pid int) (members func() []int) {
+	t.Helper()
+	var space string
+	for _, other := range processes(t) {
+		if parent(other) == pid {
+			space, _ = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", other))
+		}
+	}
+	if space == "" {
+		t.Fatal("weft-lab has no child with a pid namespace")
+	}
+	return func() (members []int) {
+		for _, other := range processes(t) {
+			if link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", other)); err == nil && link == space {
+				members = append(members, other)
+			}
+		}
+		return members
+	}
+}
+
+func processes(t *testing.T) (pids []int) {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// parent is the parent of a process; 0 if it has ended.
+func parent(pid int) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	var state string
+	var ppid int
+	if _, err := fmt.Sscan(rest, &state, &ppid); err != nil {
+		return 0
+	}
+	return ppid
+}
+
+// TestNothingStays holds that any signal ends everything, also in the middle
+// of the work.
+func TestNothingStays(t *testing.T) {
+	signals := []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT}
+	for _, user := range users {
+		for _, signal := range signals {
+			t.Run(user.name+"/"+signal.String(), func(t *testing.T) {
+				cmd := labCommand(t, user.id, "demo")
+				startUntil(t, cmd, "agent runs on every host")
+				members := labOf(t, cmd.Process.Pid)
+				if n := len(members()); n < 2+len(cast) {
+					t.Errorf("%d processes: that is not all of the lab", n)
+				}
+				if err := cmd.Process.Signal(signal); err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Wait(); err == nil {
+					t.Error("an interrupted demo succeeds")
+				}
+				for deadline := time.Now().Add(10 * time.Second); len(members()) > 0; time.Sleep(10 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						t.Fatalf("processes %v are left", members())
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestKeep(t *testing.T) {
+	for _, user := range users {
+		t.Run(user.name, func(t *testing.T) {
+			cmd := labCommand(t, user.id, "demo", "--keep")
+			startUntil(t, cmd, "stays up until")
+			for place, host := range map[string]string{"kernel1": "kernel1", "user2/b": "user2"} {
+				out, err := labCommand(t, user.id, "exec", place, "--", "sh", "-c", "hostname; id -u").CombinedOutput()
+				if err != nil || string(out) != host+"\n0\n" {
+					t.Errorf("exec %s: %v %q", place, err, out)
+				}
+			}
+			out, err := labCommand(t, user.id, "exec", "kernel1", "weft", "status").CombinedOutput()
+			if err != nil || !strings.Contains(string(out), "kernel") {
+				t.Errorf("status: %v %s", err, out)
+			}
+			out, err = labCommand(t, user.id, "exec", "kernel3").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "user2/b") {
+				t.Errorf("exec in a place that is not there: %v %s", err, out)
+			}
+			if err := cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			out, err = labCommand(t, user.id, "exec", "kernel1").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "weft-lab demo --keep") {
+				t.Errorf("exec after the end: %v %s", err, out)
+			}
+		})
+	}
+}
+
+// TestExitCodes holds what is said, and the exit code, when the demo cannot work.
+func TestExitCodes(t *testing.T) {
+	program := os.Getenv("WEFT_LAB_BIN")
+	tests := []struct {
+		name    string
+		command []string
+		code    int
+		want    string
+	}{
+		{"unknown flag", []string{program, "demo", "--jsn"}, 2, "--jsn"},
+		{"stray argument", []string{program, "demo", "now"}, 2, `"now"`},
+		{"broken agent", []string{program, "demo", "--weft=/bin/false"}, 1, "its agent has ended: exit status 1"},
+		{"no agent", []string{program, "demo", "--weft=/nowhere/weft"}, 1, "make build"},
+		{"no plugins", []string{program, "demo", "--cni=/nowhere"}, 1, "make build cni"},
+		{"no namespaces", []string{"unshare", "-Ur", "sh", "-c", "echo 0 >/proc/sys/user/max_net_namespaces; exec " + program + " demo"}, 3, "max_net_namespaces"},
+		{"no TUN", []string{"unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net; exec " + program + " demo"}, 3, "/dev/net/tun"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			cmd := labCommand(t, 0)
+			path, err := exec.LookPath(test.command[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd.Path, cmd.Args = path, test.command
+			var stdout bytes.Buffer
+			var stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			err = cmd.Run()
+			if code := cmd.ProcessState.ExitCode(); code != test.code || !strings.Contains(stderr.String(), test.want) {
+				t.Errorf("exit code %d, want %d and %q: %v\n%s", code, test.code, test.want, err, stderr.String())
+			}
+		})
+	}
+}
