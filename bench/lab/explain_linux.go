@@ -12,6 +12,10 @@ import (
 var namespaceSwitches = []struct{ path, forbids, cure string }{
 	{"/proc/sys/user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=10000"},
 	{"/proc/sys/user/max_net_namespaces", "0", "sysctl -w user.max_net_namespaces=10000"},
+	{"/proc/sys/user/max_mnt_namespaces", "0", "sysctl -w user.max_mnt_namespaces=10000"},
+	{"/proc/sys/user/max_pid_namespaces", "0", "sysctl -w user.max_pid_namespaces=10000"},
+	{"/proc/sys/user/max_uts_namespaces", "0", "sysctl -w user.max_uts_namespaces=10000"},
+	{"/proc/sys/user/max_ipc_namespaces", "0", "sysctl -w user.max_ipc_namespaces=10000"},
 	{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"},
 	{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"},
 }

@@ -106,23 +106,15 @@ func (h *Host) plug(s *Switch, addresses []netip.Prefix, mtu int) error {
 		mtu = defaultMTU
 	}
 	if addresses == nil {
-		if s.next == routerNumber-1 {
-			return fmt.Errorf("switch %s: no address left", s.name)
-		}
-		s.next++
-		for _, prefix := range s.prefixes {
-			addresses = append(addresses, netip.PrefixFrom(nth(prefix, s.next), prefix.Bits()))
+		var err error
+		if addresses, err = s.take(); err != nil {
+			return err
 		}
 	}
-	h.lab.ports++
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	c := &cable{
-		host: h.Namespace, outside: h.lab.outside, bridge: s.name,
-		device: fmt.Sprintf("eth%d", len(h.cables)), port: fmt.Sprintf("port%d", h.lab.ports),
-		mac:       tunnel.MAC{0x02, 0x57, 0, 0, byte(h.lab.ports >> 8), byte(h.lab.ports)},
-		addresses: slices.Clone(addresses),
-	}
+	c := s.newCable(h.Namespace, fmt.Sprintf("eth%d", len(h.cables)))
+	c.addresses = slices.Clone(addresses)
 	if err := c.plug(mtu); err != nil {
 		return fmt.Errorf("plug %s into switch %s: %w", c.device, s.name, err)
 	}

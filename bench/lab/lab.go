@@ -47,6 +47,8 @@ import (
 	"os"
 	"slices"
 	"sync"
+
+	"github.com/weft-net/weft/tunnel"
 )
 
 // Enter moves the running program into a private user (unless it is root),
@@ -185,6 +187,48 @@ func (l *Lab) addSwitch(config SwitchConfig) (*Switch, error) {
 	l.switches = append(l.switches, s)
 	l.log.Debug("made switch", "switch", s.name, "prefixes", s.prefixes)
 	return s, nil
+}
+
+// Tap adds a veth pair to the switch whose free end, a device of the given name,
+// stays in Outside, for a machine of another kind to take, such as a user-mode
+// Linux. It returns the addresses set aside for that machine.
+func (s *Switch) Tap(device string) ([]netip.Prefix, error) {
+	s.lab.mu.Lock()
+	defer s.lab.mu.Unlock()
+	addresses, err := s.take()
+	if err != nil {
+		return nil, err
+	}
+	c := s.newCable(s.lab.outside, device)
+	c.mac = tunnel.MAC{} // that of the free end is of no use
+	if err := c.plug(defaultMTU); err != nil {
+		return nil, fmt.Errorf("plug %s into switch %s: %w", device, s.name, err)
+	}
+	return addresses, nil
+}
+
+// take sets aside the next number in each prefix.
+func (s *Switch) take() (addresses []netip.Prefix, err error) {
+	if s.next == routerNumber-1 {
+		return nil, fmt.Errorf("switch %s: no address left", s.name)
+	}
+	s.next++
+	for _, prefix := range s.prefixes {
+		addresses = append(addresses, netip.PrefixFrom(nth(prefix, s.next), prefix.Bits()))
+	}
+	return addresses, nil
+}
+
+// newCable describes a cable between a new port and a device. MACs are those of
+// the port's number, so that they are the same in every run.
+func (s *Switch) newCable(to *Namespace, device string) *cable {
+	s.lab.ports++
+	n := s.lab.ports
+	return &cable{
+		host: to, outside: s.lab.outside, bridge: s.name,
+		device: device, port: fmt.Sprintf("port%d", n),
+		mac: tunnel.MAC{0x02, 0x57, 0, 0, byte(n >> 8), byte(n)},
+	}
 }
 
 // Switches returns all switches in the order they were made.

@@ -136,7 +136,9 @@ func reachSilent(run *Run, args []string) error {
 		return err
 	}
 	return run.exchangeAll(args, func(q question, network string, addr netip.AddrPort) error {
-		if err := exchange(run.ctx, q.from, network, addr); err == nil {
+		ctx, cancel := context.WithTimeout(run.ctx, q.probe.Timeout)
+		defer cancel()
+		if err := exchange(ctx, q.from, network, addr); err == nil {
 			return fmt.Errorf("%s answers over %s", addr.Addr(), network)
 		}
 		return nil

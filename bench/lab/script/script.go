@@ -140,7 +140,9 @@ func Params(config Config) testscript.Params {
 		UpdateScripts: os.Getenv("UPDATE") != "",
 		Setup: func(env *testscript.Env) error {
 			for _, name := range passed {
-				env.Setenv(name, os.Getenv(name))
+				if value := os.Getenv(name); value != "" {
+					env.Setenv(name, value)
+				}
 			}
 			if config.Setup != nil {
 				if err := config.Setup(env); err != nil {
@@ -169,6 +171,7 @@ func start(env *testscript.Env, commands map[string]Command) error {
 		run.names = append(run.names, name)
 	}
 	run.names = append(run.names, etcdVar, etcdVar6)
+	run.names = append(run.names, passed...)
 	env.Values[runKey{}] = run
 	env.Defer(func() {
 		cancel()
@@ -251,7 +254,9 @@ func (r *Run) showLogs(logf func(string, ...any)) {
 func (r *Run) environment(more []string) []string {
 	var env []string
 	for _, name := range r.names {
-		env = append(env, name+"="+r.getenv(name))
+		if value := r.getenv(name); value != "" {
+			env = append(env, name+"="+value)
+		}
 	}
 	return append(env, more...)
 }
