@@ -2,6 +2,7 @@ package plan
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -17,6 +18,18 @@ import (
 // picker makes a choice in [0, n). Tests back it by a random source, fuzzing
 // by the fuzzer's bytes.
 type picker func(n int) int
+
+var seedFlag = flag.Uint64("seed", 0, "repeat the random tests with this seed")
+
+// seeded returns a random picker whose seed a failing test prints.
+func seeded(t *testing.T) picker {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("repeat with: go test -run %s -seed %d", t.Name(), seed)
+	return rand.New(rand.NewPCG(seed, 0)).IntN
+}
 
 func one[T any](pick picker, values ...T) T { return values[pick(len(values))] }
 
@@ -127,15 +140,16 @@ func encode(t *testing.T, p control.Plan) string {
 }
 
 // checkPlan holds what is true of every plan.
-func checkPlan(t *testing.T, w world, pick picker) {
+func checkPlan(t *testing.T, w world, pick picker) control.Plan {
 	t.Helper()
 	got := w.plan()
-	if again := w.shuffled(pick).plan(); encode(t, got) != encode(t, again) || !reflect.DeepEqual(got, again) {
+	if again := w.shuffled(pick).plan(); !reflect.DeepEqual(got, again) || encode(t, got) != encode(t, again) {
 		t.Fatalf("the order of leases shows in the plan:\n%s\n%s", encode(t, got), encode(t, again))
 	}
 	checkObjects(t, w, got)
 	checkHosts(t, w, got)
 	checkHarmless(t, w, got, pick)
+	return got
 }
 
 // checkObjects holds that objects are sorted, have one key each, and that
@@ -251,22 +265,12 @@ func checkHarmless(t *testing.T, w world, got control.Plan, pick picker) {
 
 // TestPlanProperties walks through random worlds: hosts join, leave and change.
 func TestPlanProperties(t *testing.T) {
-	steps := 20_000
-	if testing.Short() {
-		steps = 2_000
-	}
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	pick := rand.New(rand.NewPCG(seed, 0)).IntN
-	for step := 0; step < steps; {
+	pick := seeded(t)
+	for step := 0; step < propertySteps; {
 		w := randomWorld(pick)
 		for range 1 + pick(40) {
-			checkPlan(t, w, pick)
-			if t.Failed() {
-				t.Fatalf("step %d", step)
-			}
+			before := checkPlan(t, w, pick)
 			step++
-			before := w.plan()
 			host := fmt.Sprintf("h%02d", pick(14))
 			joined := w.without(host)
 			joined.snapshot.Leases = append(joined.snapshot.Leases, randomLease(pick, host, w.policy.Backend))
@@ -294,9 +298,7 @@ func find(p control.Plan, host string) (control.HostPlan, bool) {
 // TestPlanAgreement holds that two hosts that take no part in the conflicts of
 // others, whatever their engines, reach the same subnets of the same hosts.
 func TestPlanAgreement(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	pick := rand.New(rand.NewPCG(seed, 0)).IntN
+	pick := seeded(t)
 	for range 2_000 {
 		w := randomWorld(pick)
 		other := w

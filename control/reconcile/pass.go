@@ -99,8 +99,8 @@ func (l *Loop[K, V]) act(ctx context.Context) (tried bool) {
 		if ctx.Err() != nil {
 			return tried
 		}
-		retried, due := l.isDue(s.item)
-		if !due && !recovered {
+		due, retried := l.isDue(s, recovered)
+		if !due {
 			continue
 		}
 		err := l.config.Driver.Apply(ctx, s.value)
@@ -113,7 +113,7 @@ func (l *Loop[K, V]) act(ctx context.Context) (tried bool) {
 		if ctx.Err() != nil {
 			return tried
 		}
-		if _, due := l.isDue(s.item); due {
+		if due, _ := l.isDue(s, false); due {
 			l.record(ctx, s, l.config.Driver.Delete(ctx, s.value))
 			tried = true
 		}
@@ -160,15 +160,20 @@ func (l *Loop[K, V]) todo() (missing, surplus []step[K, V]) {
 	return missing, surplus
 }
 
-// isDue says whether an item may be tried now and whether it was tried before.
-func (l *Loop[K, V]) isDue(it *item) (retried, due bool) {
+// isDue says whether a step may be done now, given that what it may have waited
+// for has recovered, and whether it was tried before. A step whose want has
+// changed meanwhile never is.
+func (l *Loop[K, V]) isDue(s step[K, V], recovered bool) (due, retried bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return it.attempts > 0, it.state != Failed || !time.Now().Before(it.due)
+	if l.items[s.key] != s.item {
+		return false, false
+	}
+	return recovered || s.item.state != Failed || !time.Now().Before(s.item.due), s.item.attempts > 0
 }
 
-// record notes the outcome of a step. If the want has changed meanwhile, the
-// step's item is no longer in the loop and nobody sees the outcome but have.
+// record notes the outcome of a step. If the want has changed since it began,
+// its item is no longer in the loop, and only have sees the outcome.
 func (l *Loop[K, V]) record(ctx context.Context, s step[K, V], err error) {
 	if err != nil && ctx.Err() != nil {
 		return // cut off, not failed
