@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -28,9 +29,11 @@ type Config struct {
 	Dir string
 	// Binary is weft-kube (bench/kube/build.sh makes it).
 	Binary string
-	// Bind is the address of the API server, in this process's network
-	// namespace; 127.0.0.1 if zero.
+	// Bind is the address of the API server; 127.0.0.1 if zero.
 	Bind netip.Addr
+	// Network is where everything listens; nil is this process's own network
+	// namespace. A lab's namespace is one.
+	Network Network
 	// ClusterCIDRs are the pod networks, at most one per family.
 	ClusterCIDRs []netip.Prefix
 	// NodeCIDRMaskSizes are the lengths of podCIDRs, one per ClusterCIDR; 24 and
@@ -40,6 +43,15 @@ type Config struct {
 	Progress func(string)
 	// Logger may be nil.
 	Logger *slog.Logger
+}
+
+// Network is a network namespace that is not this process's own.
+type Network interface {
+	// Command prepares a program that is to run there, Do calls a function
+	// there, Dial connects from there.
+	Command(ctx context.Context, name string, args ...string) *exec.Cmd
+	Do(f func() error) error
+	Dial(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Cluster is a running control plane. What starts and stops processes must not
@@ -115,17 +127,15 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	etcdPort, err := freePort(c.cfg.Bind)
-	if err != nil {
-		return err
-	}
-	peerPort, err := freePort(c.cfg.Bind)
-	if err != nil {
-		return err
-	}
-	apiPort, err := freePort(c.cfg.Bind)
-	if err != nil {
-		return err
+	var etcdPort, peerPort, apiPort uint16
+	for _, port := range []*uint16{&etcdPort, &peerPort, &apiPort} {
+		err := c.within(func() (err error) {
+			*port, err = freePort(c.cfg.Bind)
+			return err
+		})
+		if err != nil {
+			return err
+		}
 	}
 	c.etcd = "http://" + netip.AddrPortFrom(c.cfg.Bind, etcdPort).String()
 	c.url = "https://" + netip.AddrPortFrom(c.cfg.Bind, apiPort).String()
@@ -226,13 +236,27 @@ func (c *Cluster) startControllerManager() error {
 
 // run starts one component of the binary.
 func (c *Cluster) run(name string, args ...string) error {
-	p, err := c.spawn.start(name, filepath.Join(c.cfg.Dir, name+".log"), c.cfg.Binary, append([]string{name}, args...)...)
+	command := exec.CommandContext
+	if c.cfg.Network != nil {
+		command = c.cfg.Network.Command
+	}
+	// Ended by Stop, not by the context of a start.
+	cmd := command(context.Background(), c.cfg.Binary, append([]string{name}, args...)...)
+	p, err := c.spawn.start(name, c.path(name+".log"), cmd)
 	if err != nil {
 		return err
 	}
 	c.processes = append(c.processes, p)
 	c.cfg.Logger.Debug("started", "component", name, "pid", p.cmd.Process.Pid)
 	return nil
+}
+
+// within calls f where everything listens.
+func (c *Cluster) within(f func() error) error {
+	if c.cfg.Network == nil {
+		return f()
+	}
+	return c.cfg.Network.Do(f)
 }
 
 // waitReady polls /readyz, and gives up early if a process has died.

@@ -64,7 +64,11 @@ func (c *Cluster) makeCredentials() error {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(authority.cert)
-	c.client = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
+	if c.cfg.Network != nil {
+		transport.DialContext = c.cfg.Network.Dial
+	}
+	c.client = &http.Client{Transport: transport}
 	return c.writeKubeconfig(c.Kubeconfig(), "admin", c.admin)
 }
 

@@ -42,14 +42,13 @@ type process struct {
 	err  error         // what Wait said; valid after done
 }
 
-// start runs a program whose output is appended to the log file.
-func (s *spawner) start(name, log, program string, args ...string) (*process, error) {
+// start starts cmd with its output appended to the log file.
+func (s *spawner) start(name, log string, cmd *exec.Cmd) (*process, error) {
 	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open log of %s: %w", name, err)
 	}
 	defer out.Close() // the child has its own descriptor
-	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	dieWithParent(cmd)
 	started := make(chan error, 1)

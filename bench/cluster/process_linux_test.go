@@ -67,7 +67,7 @@ func TestChildDiesWithParent(t *testing.T) {
 // killed.
 func playParent(t *testing.T, log string) {
 	s := newSpawner()
-	p, err := s.start("sleep", log, "sleep", "1000")
+	p, err := s.start("sleep", log, exec.Command("sleep", "1000"))
 	if err != nil {
 		t.Fatal(err)
 	}
