@@ -49,7 +49,8 @@ type tx struct {
 
 	singles      []tunnel.Datagrams // a refused run, taken apart
 	singleOwners []*tunnel.Peer
-	scratch      []byte // one packet put together
+	scratch      []byte // one segment put together, to be fragmented
+	first        []byte // the first datagram of a run that failed, put together
 	reply        []byte // one ICMP error
 	replyOut     []tunnel.Outgoing
 	replyLimit   rate
@@ -91,7 +92,8 @@ func newTx(e *Engine) *tx {
 		slabWhole:    make([]byte, txSlab),
 		singles:      make([]tunnel.Datagrams, 0, txRuns),
 		singleOwners: make([]*tunnel.Peer, 0, txRuns),
-		scratch:      make([]byte, vxlan.Overhead+tunnel.MaxPacket),
+		scratch:      make([]byte, tunnel.MaxPacket),
+		first:        make([]byte, vxlan.Overhead+tunnel.MaxPacket),
 		reply:        make([]byte, packet.MaxTooBig),
 		replyOut:     []tunnel.Outgoing{{Parts: make([][]byte, 1)}},
 		replyLimit:   rate{perSecond: icmpPerSecond},
@@ -370,16 +372,14 @@ func (t *tx) sendFailed(box *outbox, run *tunnel.Datagrams, peer *tunnel.Peer, e
 		box.learnOffloads()
 		t.sendSingly(box, run, peer)
 	case errors.Is(err, tunnel.ErrTooBig):
-		t.counters.add(TxDropTooBig, count)
-		n := 0
-		for _, part := range run.Parts {
-			if n += copy(t.scratch[n:], part); run.SegmentSize != 0 && n >= run.SegmentSize {
-				break
-			}
+		t.tellPathTooBig(run, peer)
+		if run.SegmentSize == 0 {
+			t.drop(TxDropTooBig)
+			return
 		}
-		if v, err := packet.Parse(t.scratch[vxlan.Overhead:n]); err == nil {
-			t.tellTooBig(v, peer, packet.LowerMTU(len(v.Data), v.Is4()))
-		}
+		// A run is cut by hardware that cannot fragment; single datagrams may get through.
+		t.counters.add(TxFallbacks, 1)
+		t.sendSingly(box, run, peer)
 	case errors.Is(err, tunnel.ErrFull):
 		t.counters.add(TxDropFull, count)
 	default:
@@ -387,6 +387,20 @@ func (t *tx) sendFailed(box *outbox, run *tunnel.Datagrams, peer *tunnel.Peer, e
 		if !errors.Is(err, tunnel.ErrClosed) && t.logLimit.ready() {
 			t.engine.logger.Warn("send failed", "peer", peer.Name, "endpoint", peer.Endpoint, "error", err)
 		}
+	}
+}
+
+// tellPathTooBig tells the inner sender that the path to peer did not let the
+// first datagram of a run through.
+func (t *tx) tellPathTooBig(run *tunnel.Datagrams, peer *tunnel.Peer) {
+	n := 0
+	for _, part := range run.Parts {
+		if n += copy(t.first[n:], part); run.SegmentSize != 0 && n >= run.SegmentSize {
+			break
+		}
+	}
+	if v, err := packet.Parse(t.first[vxlan.Overhead:n]); err == nil && v.DontFragment() {
+		t.tellTooBig(v, peer, packet.LowerMTU(len(v.Data), v.Is4()))
 	}
 }
 

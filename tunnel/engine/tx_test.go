@@ -433,17 +433,31 @@ func TestSendPathTooBig(t *testing.T) {
 		}
 		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 1})
 
-		// Of a run every datagram is lost, and the sender is told once.
+		// A run is sent again singly: a single datagram may be fragmented on the way.
 		r = newRig(t, everything())
-		r.socket.Refuse(func(tunnel.Datagrams) error { return tunnel.ErrTooBig })
+		r.socket.Refuse(func(run tunnel.Datagrams) error {
+			if run.SegmentSize != 0 {
+				return tunnel.ErrTooBig
+			}
+			return r.record(run)
+		})
 		data, offload := toFar(is4, make([]byte, 5000)).Super(1378)
 		segments, _ := tunneltest.Finish(data, offload)
 		r.send(out(data, offload))
+		r.equal(r.inners(), segments)
 		if mtu := r.gotTooBig(segments[0]); mtu != 1400 {
 			t.Errorf("MTU %d for %d bytes", mtu, len(segments[0]))
 		}
-		r.want(map[Counter]uint64{TxDropTooBig: 4, TxICMP: 1})
+		r.want(map[Counter]uint64{TxFallbacks: 1, TxICMP: 1, TxDatagrams: 4})
 	})
+
+	// A sender that lets routers fragment is not told to stop.
+	r := newRig(t, everything())
+	r.socket.Refuse(func(tunnel.Datagrams) error { return tunnel.ErrTooBig })
+	p := asUDP(toFar(true, make([]byte, 1300)))
+	p.DontFragment = false
+	r.send(finished(p.Bytes())...)
+	r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 0})
 }
 
 // ICMP errors are never sent for what must not be answered, and never too many.
