@@ -71,8 +71,8 @@ func (d *Driver) Close() error {
 	return errors.Join(err, d.nft.CloseLasting())
 }
 
-// Changes has a token when a table of ours may have changed, by whose hand
-// ever. It is never closed.
+// Changes has a token when a table of ours may have changed, whoever
+// did it. It is never closed.
 func (d *Driver) Changes() <-chan struct{} { return d.watcher.Tokens() }
 
 // Apply replaces the family's table as a whole, in one transaction.

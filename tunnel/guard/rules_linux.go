@@ -152,15 +152,15 @@ func userData(comment string) []byte {
 func check(want tunnel.Firewall) error {
 	switch network, subnet := want.Network, want.Subnet; {
 	case !network.IsValid():
-		return errors.New("Network: not set")
+		return errors.New("network: not set")
 	case !subnet.IsValid():
-		return errors.New("Subnet: not set")
+		return errors.New("subnet: not set")
 	case network != network.Masked():
-		return fmt.Errorf("Network %s has bits beyond its length: want %s", network, network.Masked())
+		return fmt.Errorf("network %s has bits beyond its length: want %s", network, network.Masked())
 	case subnet != subnet.Masked():
-		return fmt.Errorf("Subnet %s has bits beyond its length: want %s", subnet, subnet.Masked())
+		return fmt.Errorf("subnet %s has bits beyond its length: want %s", subnet, subnet.Masked())
 	case !network.Contains(subnet.Addr()) || subnet.Bits() < network.Bits():
-		return fmt.Errorf("Subnet %s is not inside Network %s", subnet, network)
+		return fmt.Errorf("subnet %s is not inside network %s", subnet, network)
 	}
 	return nil
 }

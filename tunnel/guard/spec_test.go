@@ -27,7 +27,7 @@ func TestSpecFits(t *testing.T) {
 func TestParseSpecRefuses(t *testing.T) {
 	for _, text := range []string{
 		"", " ", "10.0.0.0/8", "10.0.0.0/8 x", "x 10.0.0.0/8", "10.0.0.0/8 10.0.0.0/9 nonsense",
-		"10.0.0.0/8 10.0.0.0/9 forward masquerade", "10.0.0.0/8  10.0.0.0/9", "10.0.0.0/8 10.0.0.0/9 forward forward",
+		"10.0.0.0/8 10.0.0.0/9 forward masquerade", "10.0.0.0/8  10.0.0.0/9", "10.0.0.0/8 10.0.0.0/9 masquerade " + "masquerade",
 	} {
 		if fw, err := parseSpec(text); err == nil || fw != (tunnel.Firewall{}) {
 			t.Errorf("parseSpec(%q) = %+v, %v, want an error", text, fw, err)

@@ -211,8 +211,8 @@ func TestNoRights(t *testing.T) {
 func TestBadFirewalls(t *testing.T) {
 	h := addHost(t, newWorld(t), "a")
 	for want, change := range map[string]func(*tunnel.Firewall){
-		"Network: not set":  func(f *tunnel.Firewall) { f.Network = netip.PrefixFrom(f.Network.Addr(), -1) },
-		"Subnet: not set":   func(f *tunnel.Firewall) { f.Subnet = netip.PrefixFrom(f.Network.Addr(), -1) },
+		"network: not set":  func(f *tunnel.Firewall) { f.Network = netip.PrefixFrom(f.Network.Addr(), -1) },
+		"subnet: not set":   func(f *tunnel.Firewall) { f.Subnet = netip.PrefixFrom(f.Network.Addr(), -1) },
 		"is not inside":     func(f *tunnel.Firewall) { f.Subnet = firewall6().Subnet },
 		"want 10.0.0.0/8":   func(f *tunnel.Firewall) { f.Network = netip.PrefixFrom(f.Network.Addr(), 8) },
 		"want 10.244.1.0/2": func(f *tunnel.Firewall) { f.Subnet = netip.PrefixFrom(f.Subnet.Addr().Next(), 24) },

@@ -107,8 +107,8 @@ func (d *Driver) ready(ctx context.Context) error {
 
 var errClosed = errors.New("kernel driver is closed")
 
-// Changes has a token when something of ours may have changed, by whose hand
-// ever. It is never closed.
+// Changes has a token when something of ours may have changed, whoever
+// did it. It is never closed.
 func (d *Driver) Changes() <-chan struct{} { return d.watcher.Tokens() }
 
 // Apply makes one object exist as wanted. What has to exist before it (the

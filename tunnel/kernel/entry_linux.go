@@ -30,7 +30,7 @@ var errUnset = errors.New("not set")
 
 func (d *Driver) applyAddress(want tunnel.Address) error {
 	if !want.Prefix.IsValid() {
-		return fieldError("Prefix", errUnset)
+		return fieldError("prefix", errUnset)
 	}
 	index, err := d.own(want.Link)
 	if err != nil {
@@ -78,7 +78,7 @@ func (d *Driver) deleteNeighbor(have tunnel.Neighbor) error {
 // remote only, whatever is appended, and replace changes it in place.
 func (d *Driver) applyFDB(want tunnel.FDBEntry) error {
 	if !want.Remote.IsValid() {
-		return fieldError("Remote", errUnset)
+		return fieldError("remote", errUnset)
 	}
 	if want.MAC == (tunnel.MAC{}) {
 		return fieldError("MAC", errUnset)

@@ -21,13 +21,13 @@ func (d *Driver) applyLink(want tunnel.Link) error {
 	case tunnel.LinkVXLAN:
 		return d.applyVXLAN(want)
 	}
-	return fmt.Errorf("Type %q: want %q or %q", want.Type, tunnel.LinkVXLAN, tunnel.LinkTUN)
+	return fmt.Errorf("type %q: want %q or %q", want.Type, tunnel.LinkVXLAN, tunnel.LinkTUN)
 }
 
 // applyTUN manages the MTU and the up state of the engine's device.
 func (d *Driver) applyTUN(want tunnel.Link) error {
 	if want.Name == "" || want.Name != d.tun {
-		return fmt.Errorf("Name %q: the TUN device of this driver is %q", want.Name, d.tun)
+		return fmt.Errorf("name %q: the TUN device of this driver is %q", want.Name, d.tun)
 	}
 	link, err := d.find(want.Name)
 	if err != nil {
@@ -45,7 +45,7 @@ func (d *Driver) applyVXLAN(want tunnel.Link) error {
 	}
 	parent, err := d.devices.index(want.Parent)
 	if err != nil {
-		return fieldError("Parent", err)
+		return fieldError("parent", err)
 	}
 	have, err := d.find(want.Name)
 	if err != nil {
@@ -70,21 +70,21 @@ func (d *Driver) applyVXLAN(want tunnel.Link) error {
 func checkVXLAN(want tunnel.Link) error {
 	switch {
 	case !isVXLANName(want.Name):
-		return fmt.Errorf("Name %q: want flannel.<VNI> or flannel-v6.<VNI>", want.Name)
+		return fmt.Errorf("name %q: want flannel.<VNI> or flannel-v6.<VNI>", want.Name)
 	case len(want.Name) > maxName:
-		return fmt.Errorf("Name %q is longer than %d bytes: choose a VNI with fewer digits", want.Name, maxName)
+		return fmt.Errorf("name %q is longer than %d bytes: choose a VNI with fewer digits", want.Name, maxName)
 	case want.VNI == 0 || want.VNI >= 1<<24:
 		return fmt.Errorf("VNI %d: want 1 to 16777215", want.VNI)
 	case want.Port == 0:
-		return fieldError("Port", errUnset)
+		return fieldError("port", errUnset)
 	case want.MAC == (tunnel.MAC{}):
 		return fieldError("MAC", errUnset)
 	case want.MTU <= 0:
 		return fieldError("MTU", errUnset)
 	case !want.Local.IsValid():
-		return fieldError("Local", errUnset)
+		return fieldError("local", errUnset)
 	case want.Parent == "":
-		return fieldError("Parent", errUnset)
+		return fieldError("parent", errUnset)
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func (d *Driver) reshape(have *netlink.Vxlan, want tunnel.Link, parent int) bool
 	return true
 }
 
-// changeVXLAN changes what kernels since 5.0 let change: local address, parent
+// changeVXLAN changes what most kernels let change: local address, parent
 // and learning, with all entries kept. The library would send every setting,
 // and the kernel refuses those it cannot change even if they are the same.
 func (d *Driver) changeVXLAN(index int, want tunnel.Link, parent int) error {

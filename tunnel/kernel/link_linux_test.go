@@ -260,17 +260,17 @@ func TestTUN(t *testing.T) {
 func TestBadLinks(t *testing.T) {
 	h := newHost(t)
 	for want, change := range map[string]func(*tunnel.Link){
-		`Name "eth0"`:                   func(l *tunnel.Link) { l.Name = "eth0" },
-		`Name "flannel.1x"`:             func(l *tunnel.Link) { l.Name = "flannel.1x" },
+		`name "eth0"`:                   func(l *tunnel.Link) { l.Name = "eth0" },
+		`name "flannel.1x"`:             func(l *tunnel.Link) { l.Name = "flannel.1x" },
 		"longer than 15 bytes":          func(l *tunnel.Link) { l.Name, l.VNI = "flannel-v6.16777215", 16777215 },
 		"VNI 16777216":                  func(l *tunnel.Link) { l.VNI = 1 << 24 },
-		"Port: not set":                 func(l *tunnel.Link) { l.Port = 0 },
+		"port: not set":                 func(l *tunnel.Link) { l.Port = 0 },
 		"MAC: not set":                  func(l *tunnel.Link) { l.MAC = tunnel.MAC{} },
 		"MTU: not set":                  func(l *tunnel.Link) { l.MTU = 0 },
-		"Local: not set":                func(l *tunnel.Link) { l.Local = netip.Addr{} },
-		"Parent: not set":               func(l *tunnel.Link) { l.Parent = "" },
-		"Parent: device nosuch":         func(l *tunnel.Link) { l.Parent = "nosuch" },
-		`Type "bridge"`:                 func(l *tunnel.Link) { l.Type = "bridge" },
+		"local: not set":                func(l *tunnel.Link) { l.Local = netip.Addr{} },
+		"parent: not set":               func(l *tunnel.Link) { l.Parent = "" },
+		"parent: device nosuch":         func(l *tunnel.Link) { l.Parent = "nosuch" },
+		`type "bridge"`:                 func(l *tunnel.Link) { l.Type = "bridge" },
 		`the TUN device of this driver`: func(l *tunnel.Link) { l.Type, l.Name = tunnel.LinkTUN, "tun9" },
 	} {
 		link := device4()

@@ -64,7 +64,7 @@ func (o *observation) links() error {
 		if vxlan, ok := link.(*netlink.Vxlan); ok {
 			have = linkOf(vxlan, o.names[vxlan.VtepDevIndex])
 			intact = intact && !isFlawed(vxlan) &&
-				!(o.driver.acceptsRouters(have.Name) && o.driver.canRefuseRouters(have.Name))
+				(!o.driver.acceptsRouters(have.Name) || !o.driver.canRefuseRouters(have.Name))
 		}
 		if !intact {
 			have.MTU = notAsWanted

@@ -22,17 +22,17 @@ const (
 func checkRoute(want tunnel.Route) error {
 	switch {
 	case !want.Prefix.IsValid():
-		return fieldError("Prefix", errUnset)
+		return fieldError("prefix", errUnset)
 	case want.Prefix != want.Prefix.Masked():
-		return fmt.Errorf("Prefix %s has bits beyond its length: want %s", want.Prefix, want.Prefix.Masked())
+		return fmt.Errorf("prefix %s has bits beyond its length: want %s", want.Prefix, want.Prefix.Masked())
 	case want.Blackhole && (want.Link != "" || want.Via.IsValid()):
-		return errors.New("Blackhole: a blackhole has no Link and no Via")
+		return errors.New("blackhole: it has no link and no gateway")
 	case !want.Blackhole && want.Link == "":
-		return fieldError("Link", errUnset)
+		return fieldError("link", errUnset)
 	case want.Via.IsValid() && want.Via.BitLen() != want.Prefix.Addr().BitLen():
-		return fmt.Errorf("Via %s is not of the family of %s", want.Via, want.Prefix)
+		return fmt.Errorf("gateway %s is not of the family of %s", want.Via, want.Prefix)
 	case want.OnLink && !want.Via.IsValid():
-		return errors.New("OnLink: needs Via")
+		return errors.New("onlink: needs a gateway")
 	}
 	return nil
 }

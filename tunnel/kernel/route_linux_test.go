@@ -135,14 +135,14 @@ func TestBadRoutes(t *testing.T) {
 	h.apply(device4())
 	prefix, via := netip.MustParsePrefix("10.244.1.0/24"), netip.MustParseAddr("10.244.1.0")
 	for want, route := range map[string]tunnel.Route{
-		"Prefix: not set":    {Link: "eth0"},
-		"want 10.244.1.0/24": {Prefix: netip.MustParsePrefix("10.244.1.5/24"), Link: "eth0"},
-		"Link: not set":      {Prefix: prefix},
-		"Blackhole:":         {Prefix: prefix, Blackhole: true, Link: "eth0"},
-		"Via fd77::1":        {Prefix: prefix, Via: netip.MustParseAddr("fd77::1"), Link: "eth0"},
-		"OnLink: needs Via":  {Prefix: prefix, OnLink: true, Link: "eth0"},
-		"device nosuch":      {Prefix: prefix, Via: via, Link: "nosuch"},
-		"device flannel.9":   {Prefix: prefix, Via: via, Link: "flannel.9", OnLink: true},
+		"prefix: not set":         {Link: "eth0"},
+		"want 10.244.1.0/24":      {Prefix: netip.MustParsePrefix("10.244.1.5/24"), Link: "eth0"},
+		"link: not set":           {Prefix: prefix},
+		"blackhole:":              {Prefix: prefix, Blackhole: true, Link: "eth0"},
+		"gateway fd77::1":         {Prefix: prefix, Via: netip.MustParseAddr("fd77::1"), Link: "eth0"},
+		"onlink: needs a gateway": {Prefix: prefix, OnLink: true, Link: "eth0"},
+		"device nosuch":           {Prefix: prefix, Via: via, Link: "nosuch"},
+		"device flannel.9":        {Prefix: prefix, Via: via, Link: "flannel.9", OnLink: true},
 		"gateway 10.244.1.0 is not on the layer 2 of eth0": {Prefix: prefix, Via: via, Link: "eth0"},
 	} {
 		wantText(t, h.applyError(route), "apply route", want)
@@ -151,10 +151,10 @@ func TestBadRoutes(t *testing.T) {
 		"device eth0 is not weft's": tunnel.Address{Link: "eth0", Prefix: netip.MustParsePrefix("10.1.1.1/32")},
 		"device lo is not weft's":   tunnel.Neighbor{Link: "lo", IP: via, MAC: peerMAC},
 		"device nosuch is not":      tunnel.FDBEntry{Link: "nosuch", Remote: via, MAC: peerMAC},
-		"Prefix: not set":           tunnel.Address{Link: "flannel.1"},
+		"prefix: not set":           tunnel.Address{Link: "flannel.1"},
 		"IP: not set":               tunnel.Neighbor{Link: "flannel.1", MAC: peerMAC},
 		"MAC: not set":              tunnel.Neighbor{Link: "flannel.1", IP: via},
-		"Remote: not set":           tunnel.FDBEntry{Link: "flannel.1", MAC: peerMAC},
+		"remote: not set":           tunnel.FDBEntry{Link: "flannel.1", MAC: peerMAC},
 	} {
 		wantText(t, h.applyError(object), want)
 	}
