@@ -38,13 +38,15 @@ func (b *builder) base(s *side) []keyed {
 	return []keyed{key(link), key(tunnel.Address{Link: link.Name, Prefix: netip.PrefixFrom(addr, addr.BitLen())})}
 }
 
-// deviceMTU is the largest packet of all families that share the side's device.
+// deviceMTU is what fits every family that shares the side's device. For the
+// TUN that is what pods use: a super-packet of unknown segment size is cut to
+// the device's MTU, and larger segments than the pods take are lost.
 func (b *builder) deviceMTU(s *side) int {
 	mtu := s.mtu
 	if b.self.Engine == tunnel.EngineUserspace {
 		for _, other := range b.sides {
 			if other.off == "" {
-				mtu = max(mtu, other.mtu)
+				mtu = min(mtu, other.mtu)
 			}
 		}
 	}
@@ -79,11 +81,7 @@ func (b *builder) carry(l *leg, encap tunnel.Encap) []keyed {
 	}
 	link := b.device(l.side)
 	if b.self.Engine == tunnel.EngineUserspace {
-		route := tunnel.Route{Prefix: l.Subnet, Link: link}
-		if l.side.mtu < b.deviceMTU(l.side) {
-			route.MTU = l.side.mtu
-		}
-		return []keyed{key(route)}
+		return []keyed{key(tunnel.Route{Prefix: l.Subnet, Link: link})}
 	}
 	gateway := l.Subnet.Addr()
 	return []keyed{

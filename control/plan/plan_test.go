@@ -178,11 +178,11 @@ func TestPlanObjects(t *testing.T) {
 			world: golden().with(func(w *world) { w.self.Engine = tunnel.EngineUserspace }),
 			mtu:   1430,
 			want: []tunnel.Object{
-				tunnel.Link{Name: "weft0", Type: tunnel.LinkTUN, MTU: 1450},
+				tunnel.Link{Name: "weft0", Type: tunnel.LinkTUN, MTU: 1430},
 				tunnel.Address{Link: "weft0", Prefix: prefix("10.244.17.0/32")},
 				tunnel.Address{Link: "weft0", Prefix: prefix("fd00:10:244:3c::/128")},
 				tunnel.Route{Prefix: prefix("10.244.1.0/24"), Link: "weft0"},
-				tunnel.Route{Prefix: prefix("fd00:10:244:1c::/64"), Link: "weft0", MTU: 1430},
+				tunnel.Route{Prefix: prefix("fd00:10:244:1c::/64"), Link: "weft0"},
 			},
 		},
 		{
