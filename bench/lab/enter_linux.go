@@ -27,10 +27,6 @@ const (
 // of the environment elsewhere means nothing.
 const insideEnv = "WEFT_LAB"
 
-// initEnv names the variable that holds the process id of the lab's init as
-// the machine sees it: the way in for people.
-const initEnv = "WEFT_LAB_INIT"
-
 // File descriptors that the init gets from the process that called Enter.
 const (
 	lifeFD   = 3 // ends when that process dies
@@ -194,10 +190,6 @@ func reap(pid int) int {
 
 // startProper makes the namespaces fit to live in and starts the program.
 func startProper() (*os.Process, error) {
-	init, err := os.Readlink("/proc/self") // still the machine's /proc
-	if err != nil {
-		return nil, err
-	}
 	if err := prepareLab(); err != nil {
 		return nil, err
 	}
@@ -206,7 +198,7 @@ func startProper() (*os.Process, error) {
 		return nil, err
 	}
 	return os.StartProcess("/proc/self/exe", os.Args[1:], &os.ProcAttr{
-		Env:   append(os.Environ(), insideEnv+"="+id, initEnv+"="+init),
+		Env:   append(os.Environ(), insideEnv+"="+id),
 		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 	})
 }

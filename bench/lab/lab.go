@@ -189,24 +189,6 @@ func (l *Lab) addSwitch(config SwitchConfig) (*Switch, error) {
 	return s, nil
 }
 
-// Tap adds a veth pair to the switch whose free end, a device of the given name,
-// stays in Outside, for a machine of another kind to take, such as a user-mode
-// Linux. It returns the addresses set aside for that machine.
-func (s *Switch) Tap(device string) ([]netip.Prefix, error) {
-	s.lab.mu.Lock()
-	defer s.lab.mu.Unlock()
-	addresses, err := s.take()
-	if err != nil {
-		return nil, err
-	}
-	c := s.newCable(s.lab.outside, device)
-	c.mac = tunnel.MAC{} // that of the free end is of no use
-	if err := c.plug(defaultMTU); err != nil {
-		return nil, fmt.Errorf("plug %s into switch %s: %w", device, s.name, err)
-	}
-	return addresses, nil
-}
-
 // take sets aside the next number in each prefix.
 func (s *Switch) take() (addresses []netip.Prefix, err error) {
 	if s.next == routerNumber-1 {

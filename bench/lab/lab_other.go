@@ -20,7 +20,6 @@ type handles struct{}
 func newHandles(string) (handles, error)      { return handles{}, errNoLab }
 func (handles) inner(string) (handles, error) { return handles{}, errNoLab }
 func (handles) do(func() error) error         { return errNoLab }
-func (handles) stepIn() string                { return "" }
 func (handles) release() error                { return nil }
 func (handles) command(context.Context, string, ...string) *exec.Cmd {
 	return &exec.Cmd{Err: errNoLab}

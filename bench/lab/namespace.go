@@ -56,11 +56,6 @@ func (n *Namespace) Command(ctx context.Context, name string, args ...string) *e
 	return n.command(ctx, name, args...)
 }
 
-// StepIn is a shell command with which a person on the machine, who is the same
-// user, goes into the namespace; a program and its arguments may be appended,
-// else it is a shell. It needs nsenter.
-func (n *Namespace) StepIn() string { return n.stepIn() }
-
 // Dial connects from the namespace, as net.Dialer.DialContext does. The
 // address must be a literal, as a resolver would run elsewhere.
 func (n *Namespace) Dial(ctx context.Context, network, address string) (conn net.Conn, err error) {

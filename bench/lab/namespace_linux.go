@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -117,40 +116,17 @@ func (h handles) do(f func() error) error {
 	})
 }
 
-// paths are the files of the namespaces as other processes of the lab see them.
-func (h handles) paths() (paths []string) {
+func (h handles) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	var paths []string // as other processes of the lab see them
 	for _, file := range h.files() {
 		paths = append(paths, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), file.Fd()))
 	}
-	return paths
-}
-
-func (h handles) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = append([]string{roleJoin, strings.Join(h.paths(), ":"), name}, args...)
+	cmd.Args = append([]string{roleJoin, strings.Join(paths, ":"), name}, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	// Children of the program may hold its output open after its end.
 	cmd.WaitDelay = time.Second
 	return cmd
-}
-
-// stepIn goes into the lab first, where the paths mean something, and on into
-// the namespaces.
-func (h handles) stepIn() string {
-	user := ""
-	if !machineRoot() {
-		user = " --user --preserve-credentials"
-	}
-	paths := h.paths()
-	return fmt.Sprintf("nsenter --target=%s%s --mount --pid nsenter --net=%s --uts=%s --mount=%s",
-		os.Getenv(initEnv), user, paths[0], paths[1], paths[2])
-}
-
-// machineRoot says whether the lab runs without a user namespace of its own:
-// then ids mean the same inside and outside.
-func machineRoot() bool {
-	ids, err := os.ReadFile("/proc/self/uid_map")
-	return err == nil && slices.Equal(strings.Fields(string(ids)), []string{"0", "0", "4294967295"})
 }
 
 func (h handles) close() error {

@@ -22,3 +22,7 @@ func (r *Run) Background(name string, cmd *exec.Cmd) error {
 	r.jobs[name] = job
 	return nil
 }
+
+// Defer has f called when the script ends, before its lab goes away; the last
+// one first.
+func (r *Run) Defer(f func() error) { r.deferred = append(r.deferred, f) }

@@ -65,11 +65,7 @@ func runOn(run *Run, args []string) error {
 		cmd.Stdout, cmd.Stderr = run.Stdout, run.Stderr
 		return cmd.Run()
 	}
-	if have := run.jobs[background]; have != nil && have.running() {
-		return fmt.Errorf("job %s is running", background)
-	}
-	run.jobs[background], err = begin(cmd, filepath.Join(run.work, background+".log"))
-	return err
+	return run.Background(background, cmd)
 }
 
 func endJob(run *Run, args []string) error {

@@ -73,6 +73,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -116,6 +117,7 @@ type Run struct {
 	agents   map[string]*job           // by host
 	jobs     map[string]*job           // by name
 	server   *etcd.Server
+	deferred []func() error
 }
 
 type runKey struct{}
@@ -184,6 +186,11 @@ func start(env *testscript.Env, commands map[string]Command) error {
 }
 
 func (r *Run) close() error {
+	for _, f := range slices.Backward(r.deferred) {
+		if err := f(); err != nil {
+			return err
+		}
+	}
 	if r.server != nil {
 		if err := r.server.Close(); err != nil {
 			return err
