@@ -6,13 +6,9 @@ import (
 	"net/netip"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/tunneltest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // The hosts of most tests: here is the one under test, far is its peer, and
 // third another peer. Each has a subnet of either inner family.
