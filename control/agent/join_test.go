@@ -208,7 +208,7 @@ func TestJoinProgramsPeersThenIsReady(t *testing.T) {
 		}
 		r.source.snapshots <- control.Snapshot{Complete: true, Leases: []control.Lease{peerLease("b", 2), peerLease("c", 3)}}
 		status := r.settle()
-		if !status.Ready || status.State != StateUp || len(status.Peers) != 2 || r.source.ready != 1 {
+		if !status.Ready || status.State != StateUp || len(status.Peers) != 2 || r.source.ready != 1 || status.Device != "flannel.1" {
 			t.Fatalf("after the whole listing: %+v, source told %d times", status, r.source.ready)
 		}
 		if env, err := os.ReadFile(r.env); err != nil || !strings.Contains(string(env), "FLANNEL_SUBNET=10.244.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n") {

@@ -3,6 +3,7 @@ package agent
 import (
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,7 +29,7 @@ type Status struct {
 	Ready        bool              `json:"ready"`
 	Engine       string            `json:"engine,omitempty"`
 	EngineReason string            `json:"engine_reason,omitempty"`
-	Device       string            `json:"device,omitempty"`
+	Device       string            `json:"device,omitempty"` // where inner packets enter and leave; two joined by a comma where each family has its own
 	Encap        string            `json:"encap,omitempty"`
 	Subnets      []string          `json:"subnets"`
 	PublicIPs    []string          `json:"public_ips"`
@@ -135,11 +136,7 @@ func (t *Tracker) joined(self control.Self, policy control.Policy, engineReason 
 	s.Reason = ""
 	s.Engine, s.EngineReason = string(self.Engine), engineReason
 	s.Encap = policy.Backend
-	if self.Engine == tunnel.EngineUserspace {
-		s.Device = self.Device
-	} else {
-		s.Device = string(tunnel.EngineKernel)
-	}
+	s.Device = self.Underlay.Link // until the plan has one of our own
 	for _, leg := range self.Lease.Legs {
 		s.Subnets = append(s.Subnets, leg.Subnet.String())
 		s.PublicIPs = append(s.PublicIPs, leg.PublicIP.String())
@@ -169,6 +166,9 @@ func (t *Tracker) progress(planned control.Plan, items map[tunnel.Key]itemState,
 	defer t.mu.Unlock()
 	s := &t.status
 	s.MTU, s.Ready = planned.MTU, ready
+	if names := linkNames(planned.Objects); names != "" {
+		s.Device = names
+	}
 	s.Peers = t.peers(planned.Hosts, items)
 	s.Problems = []Problem{}
 	for _, p := range planned.Problems {
@@ -195,6 +195,17 @@ func (t *Tracker) progress(planned control.Plan, items map[tunnel.Key]itemState,
 	default:
 		t.setState(StateProgramming)
 	}
+}
+
+// linkNames are the devices that carry inner packets, joined by commas.
+func linkNames(objects []tunnel.Object) string {
+	var names []string
+	for _, object := range objects {
+		if link, ok := object.(tunnel.Link); ok {
+			names = append(names, link.Name)
+		}
+	}
+	return strings.Join(names, ",")
 }
 
 // peers joins decisions and item states, keeping the time of the last change.
