@@ -91,3 +91,18 @@ func TestDerivedMACDependsOnTheHostAlone(t *testing.T) {
 		}
 	}
 }
+
+func TestLinkNames(t *testing.T) {
+	four := tunnel.Address{Link: "flannel.1", Prefix: netip.MustParsePrefix("10.244.1.0/32")}
+	six := tunnel.Address{Link: "flannel-v6.1", Prefix: netip.MustParsePrefix("fd00::/128")}
+	shared := tunnel.Address{Link: four.Link, Prefix: six.Prefix}
+	for want, objects := range map[string][]tunnel.Object{
+		"":                       {tunnel.Route{Link: "eth0"}},
+		"flannel.1":              {four, shared},
+		"flannel.1,flannel-v6.1": {six, four, tunnel.Route{Link: "flannel.1"}},
+	} {
+		if got := linkNames(objects); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

@@ -197,15 +197,21 @@ func (t *Tracker) progress(planned control.Plan, items map[tunnel.Key]itemState,
 	}
 }
 
-// linkNames are the devices that carry inner packets, joined by commas.
+// linkNames are the devices that carry inner packets, that of IPv4 first,
+// joined by a comma.
 func linkNames(objects []tunnel.Object) string {
-	var names []string
+	var addresses []tunnel.Address // each device has one of its family
 	for _, object := range objects {
-		if link, ok := object.(tunnel.Link); ok {
-			names = append(names, link.Name)
+		if address, ok := object.(tunnel.Address); ok {
+			addresses = append(addresses, address)
 		}
 	}
-	return strings.Join(names, ",")
+	slices.SortFunc(addresses, func(a, b tunnel.Address) int { return a.Prefix.Compare(b.Prefix) })
+	var names []string
+	for _, address := range addresses {
+		names = append(names, address.Link)
+	}
+	return strings.Join(slices.Compact(names), ",")
 }
 
 // peers joins decisions and item states, keeping the time of the last change.
