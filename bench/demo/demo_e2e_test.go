@@ -112,7 +112,8 @@ func checkDocument(t *testing.T, text []byte) {
 	engines := map[string]string{}
 	for _, host := range document.Hosts {
 		engines[host.Name] = host.Engine
-		if host.Device == "" || host.Encap != "vxlan" || len(host.Subnets) != 2 {
+		device := map[string]string{"kernel": "flannel.1,flannel-v6.1", "userspace": "weft0"}[host.Engine]
+		if host.Device != device || host.Encap != "vxlan" || len(host.Subnets) != 2 {
 			t.Errorf("host is %+v", host)
 		}
 	}

@@ -135,7 +135,7 @@ func TestLastLines(t *testing.T) {
 	}
 	m := member{log: log}
 	defer log.Close()
-	if got := m.lastLines(2); got != "  " {
+	if got := m.lastLines(2); got != "  (it is empty)" {
 		t.Errorf("of an empty log: %q", got)
 	}
 	if _, err := log.WriteString(strings.Repeat("old\n", 100_000) + "one\ntwo\n"); err != nil {

@@ -35,6 +35,9 @@ func (d *Demo) Measure(ctx context.Context) (Report, error) {
 	d.cfg.Progress("pinging every pod from every other")
 	report.Reach = reach(ctx, pods)
 	for _, pair := range d.pairs() {
+		if ctx.Err() != nil {
+			break
+		}
 		from, to := pair[0].pods[0], pair[1].pods[0]
 		d.cfg.Progress(fmt.Sprintf("TCP from %s to %s for %s", from.Name, to.Name, streamTime))
 		stream := Stream{From: from.Name, To: to.Name, Engines: pair[0].engine + "-" + pair[1].engine}

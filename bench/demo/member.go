@@ -157,6 +157,9 @@ func (m *member) lastLines(n int) string {
 	if err != nil {
 		return "  " + err.Error()
 	}
+	if len(text) == 0 {
+		return "  (it is empty)"
+	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
 	return "  " + strings.Join(lines[max(0, len(lines)-n):], "\n  ")
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -64,12 +65,12 @@ func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
 	cfg.Progress = progress(said)
 	d, err := demo.Start(ctx, cfg)
 	if err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	defer d.Close()
 	report, err := d.Measure(ctx)
 	if err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
 	if o.json {
 		err = report.WriteJSON(stdout)
@@ -86,6 +87,15 @@ func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
 		}
 	}
 	return report.Err()
+}
+
+// interrupted is err, or that the user has ended it all: what fails because of
+// that is not worth telling.
+func interrupted(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	return err
 }
 
 // config finds the programs.
