@@ -116,6 +116,7 @@ func startHelper(t *testing.T, role string, attr *syscall.SysProcAttr) (*exec.Cm
 	cmd.SysProcAttr = attr
 	complaints := &bytes.Buffer{}
 	cmd.Stderr = complaints
+	cmd.WaitDelay = time.Second // survivors, which there must not be, hold it open
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("%s: %s", role, complaints)
