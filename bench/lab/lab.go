@@ -31,7 +31,8 @@
 //
 // A host has its own /run, /etc and /var/lib: what the machine has there can be
 // read, what is written stays on the host. Hence every default path of a
-// program (its sockets, leases, keys, CNI files) is per host. /tmp is shared.
+// program (its sockets, leases, keys, CNI files) is per host. /tmp is shared,
+// and so is /sys, which tells nothing of a host.
 //
 // Switches stand in the Outside namespace, which routes between them and has
 // the address ending in .254 (::fe) on each: servers for all hosts, such as an
