@@ -227,7 +227,7 @@ func plain(err error) string {
 	text := err.Error()
 	var request *url.Error
 	if errors.As(err, &request) {
-		text = strings.Replace(text, request.Error(), request.Err.Error(), 1)
+		text = "no answer from the API server: " + strings.Replace(text, request.Error(), request.Err.Error(), 1)
 	}
 	var operation *net.OpError
 	if errors.As(err, &operation) {

@@ -274,7 +274,7 @@ func TestReasonsRepeatAlike(t *testing.T) {
 		return fmt.Errorf("watch Nodes: %w", &url.Error{Op: "Get", URL: "https://10.0.0.1:6443/api/v1/nodes?" + query, Err: operation})
 	}
 	a, b := plain(refused("10.0.0.2:1111", "timeoutSeconds=1")), plain(refused("10.0.0.2:2222", "timeoutSeconds=2"))
-	if want := "watch Nodes: read tcp 10.0.0.1:6443: connection reset by peer"; a != want || b != want {
+	if want := "no answer from the API server: watch Nodes: read tcp 10.0.0.1:6443: connection reset by peer"; a != want || b != want {
 		t.Errorf("reasons are %q and %q, want %q", a, b, want)
 	}
 }
