@@ -53,5 +53,5 @@ func findPrograms() error {
 }
 
 func TestScripts(t *testing.T) {
-	testscript.Run(t, script.Params(script.Config{Dir: "testdata/script"}))
+	testscript.Run(t, script.Params(script.Config{Dir: "testdata/script", Commands: new(steady).commands()}))
 }

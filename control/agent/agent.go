@@ -199,10 +199,11 @@ func (a *Agent) waitUnderlay(ctx context.Context, changes <-chan struct{}) (Oute
 	for {
 		outer, err := a.Host.Underlay(ctx, a.recall, a.policy.Networks)
 		if err == nil {
+			a.Status.waitFor(topicUnderlay, "")
 			a.Logger.Info("underlay chosen", "link", outer.Link, "mtu", outer.MTU, "publish", outer.Public, "reason", outer.Reason)
 			return outer, nil
 		}
-		a.Status.Waiting(err.Error())
+		a.Status.waitFor(topicUnderlay, err.Error())
 		select {
 		case <-ctx.Done():
 			return Outer{}, ctx.Err()

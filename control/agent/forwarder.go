@@ -19,6 +19,7 @@ import (
 type forwarder struct {
 	agent *Agent
 	self  control.Self
+	moved chan<- struct{} // takes a token when working may answer differently
 
 	mu      sync.Mutex
 	planned control.Plan
@@ -27,8 +28,8 @@ type forwarder struct {
 	sockets []tunnel.Socket
 }
 
-func newForwarder(a *Agent, self control.Self) *forwarder {
-	return &forwarder{agent: a, self: self}
+func newForwarder(a *Agent, self control.Self, moved chan<- struct{}) *forwarder {
+	return &forwarder{agent: a, self: self, moved: moved}
 }
 
 // Run keeps an engine running until ctx is done. The wanted UDP port may be
@@ -40,7 +41,7 @@ func (f *forwarder) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		f.agent.Status.Waiting(fmt.Sprintf("userspace engine: %v", err))
+		f.agent.Status.waitFor(topicEngine, fmt.Sprintf("userspace engine: %v", err))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -89,13 +90,15 @@ func (f *forwarder) start(running *engine.Engine, device tunnel.Device, sockets 
 	f.engine, f.device, f.sockets = running, device, sockets
 	f.apply()
 	f.agent.Status.setEngine(f)
-	f.agent.Status.Waiting("")
+	f.agent.Status.waitFor(topicEngine, "")
+	signal(f.moved)
 }
 
 func (f *forwarder) stop() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.engine = nil
+	signal(f.moved)
 }
 
 // setPlan hands over the peers of a new plan.

@@ -20,6 +20,7 @@ import (
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/netconf"
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -66,6 +67,8 @@ func (s *fakeSource) Close() error                { return nil }
 // fakeHost keeps objects in memory.
 type fakeHost struct {
 	vxlan    error // why there is no kernel VXLAN
+	engine   error // why the userspace engine has no device
+	slow     time.Duration
 	existing tunnel.MAC
 
 	mu      sync.Mutex
@@ -324,5 +327,27 @@ func TestLostLeaseIsAnError(t *testing.T) {
 			t.Errorf("join ends with %v", err)
 		}
 		r.stop()
+	})
+}
+
+// TestUserspaceEngineMakesReady: the engine may start after everything else is
+// in place, and may have to be started again.
+func TestUserspaceEngineMakesReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, func(r *rig, cfg *Config) {
+			cfg.Engine = "userspace"
+			r.host.slow, r.host.engine = 3*time.Second, errors.New("/dev/net/tun: permission denied")
+		})
+		r.source.snapshots <- control.Snapshot{Complete: true, Leases: []control.Lease{peerLease("b", 2)}}
+		if status := r.settle(); status.Ready || !strings.Contains(status.Reason, "permission denied") {
+			t.Fatalf("without a device: ready %v, reason %q", status.Ready, status.Reason)
+		}
+		r.host.mu.Lock()
+		r.host.engine = nil
+		r.host.mu.Unlock()
+		if status := r.settle(); !status.Ready || status.Reason != "" || status.Counters == nil {
+			t.Fatalf("with a device that came last: %+v", status)
+		}
+		r.end(t)
 	})
 }

@@ -42,7 +42,7 @@ func (a *Agent) member(ctx context.Context, self control.Self, underlay <-chan s
 		}
 		return nil
 	})
-	engine := newForwarder(a, self)
+	engine := newForwarder(a, self, moved)
 	if self.Engine == tunnel.EngineUserspace {
 		group.Go(func() error { return engine.Run(ctx) })
 	}
@@ -182,15 +182,20 @@ func (k keeper) report(items map[tunnel.Key]itemState) {
 func (k keeper) announce(ctx context.Context, moved chan<- struct{}) error {
 	for {
 		changed := k.loop.Changed()
-		select {
-		case moved <- struct{}{}:
-		default:
-		}
+		signal(moved)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-changed:
 		}
+	}
+}
+
+// signal puts a token into a channel that has room for one.
+func signal(tokens chan<- struct{}) {
+	select {
+	case tokens <- struct{}{}:
+	default:
 	}
 }
 

@@ -82,10 +82,21 @@ type Tracker struct {
 	logger *slog.Logger
 	now    func() time.Time
 
-	mu     sync.Mutex
-	status Status
-	engine engineCounters
+	mu      sync.Mutex
+	status  Status
+	reasons map[topic]string // of everything that is waited for
+	engine  engineCounters
 }
+
+// topic is something a host may wait for.
+type topic int
+
+const (
+	topicLeases topic = iota
+	topicUnderlay
+	topicEngine
+	topicCount
+)
 
 // engineCounters is what status and metrics read from the userspace engine.
 type engineCounters interface {
@@ -95,24 +106,34 @@ type engineCounters interface {
 
 // NewTracker starts in the waiting state.
 func NewTracker(host, version string, logger *slog.Logger) *Tracker {
-	return &Tracker{logger: logger, now: time.Now, status: Status{
+	return &Tracker{logger: logger, now: time.Now, reasons: map[topic]string{}, status: Status{
 		Host: host, Version: version, State: StateWaiting, Reason: "starting", Since: time.Now(),
 		Subnets: []string{}, PublicIPs: []string{}, Peers: []PeerStatus{}, Problems: []Problem{}, Failures: []ItemFailure{},
 	}}
 }
 
-// Waiting records why this host is not a member yet, or no longer hears from
-// its lease source; the empty reason ends the wait.
-func (t *Tracker) Waiting(reason string) {
+// Waiting records why the lease source has nothing to say; the empty reason
+// ends the wait.
+func (t *Tracker) Waiting(reason string) { t.waitFor(topicLeases, reason) }
+
+// waitFor records why topic keeps this host waiting; empty: it does not.
+func (t *Tracker) waitFor(topic topic, reason string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if reason == t.status.Reason {
+	if reason == t.reasons[topic] {
 		return
 	}
-	t.status.Reason = reason
+	t.reasons[topic] = reason
 	if reason != "" {
 		t.logger.Warn("waiting", "reason", reason)
 	}
+	var reasons []string
+	for topic := range topicCount {
+		if reason := t.reasons[topic]; reason != "" {
+			reasons = append(reasons, reason)
+		}
+	}
+	t.status.Reason = strings.Join(reasons, "; ")
 }
 
 // Current is a copy of the status, with the engine's counters read now.
@@ -133,7 +154,6 @@ func (t *Tracker) joined(self control.Self, policy control.Policy, engineReason 
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.status
-	s.Reason = ""
 	s.Engine, s.EngineReason = string(self.Engine), engineReason
 	s.Encap = policy.Backend
 	s.Device = self.Underlay.Link // until the plan has one of our own
