@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,8 +46,12 @@ func TestPlanWays(t *testing.T) {
 				Objects: []tunnel.Key{keyOf(tunnel.KindLink, "weft0"), keyOf(tunnel.KindAddress, "weft0 10.244.17.0/32"), route4}},
 		},
 		{
-			name:  "direct",
-			world: golden().only(ipv4).with(func(w *world) { w.policy.Direct = true; w.self.Engine = tunnel.EngineUserspace }),
+			name: "direct",
+			world: golden().only(ipv4).with(func(w *world) {
+				w.policy.Direct = true
+				w.self.Engine = tunnel.EngineUserspace
+				w.self.Underlay.OnLink = []netip.Prefix{prefix("192.168.0.0/16"), prefix("192.168.7.0/24"), prefix("192.0.0.0/8")}
+			}),
 			want: control.Way{Endpoint: netip.MustParseAddrPort("192.168.7.2:0"), Encap: tunnel.EncapDirect, Engine: tunnel.EngineKernel, MTU: 1500,
 				Reason: "192.168.7.2 is on-link on eth0 (192.168.7.0/24)", Objects: []tunnel.Key{route4}},
 		},
@@ -134,6 +139,8 @@ func TestPlanRefusesAlone(t *testing.T) {
 			[]string{`IPv4: subnet 10.244.17.0/24 belongs to host "a": one of the two must change`}},
 		{"around our own subnet", leg(func(l *control.Leg) { l.Subnet = prefix("10.244.16.0/22") }),
 			[]string{`IPv4: subnet 10.244.16.0/22 belongs to host "a": one of the two must change`}},
+		{"inside our own subnet", leg(func(l *control.Leg) { l.Subnet = prefix("10.244.17.128/25") }),
+			[]string{`IPv4: subnet 10.244.17.128/25 belongs to host "a": one of the two must change`}},
 		{"our own MAC", leg(func(l *control.Leg) { l.MAC = own4.MAC }), []string{`IPv4: VTEP MAC 26:84:0f:b6:ca:63 belongs to host "a": one of the two must change`}},
 		{"the peer's subnet", leg(func(l *control.Leg) { l.Subnet = peer4.Subnet }), []string{`IPv4: subnet 10.244.1.0/24 belongs to host "b": one of the two must change`}},
 		{"around the peer's subnet", leg(func(l *control.Leg) { l.Subnet = prefix("10.244.0.0/20") }),
@@ -199,11 +206,20 @@ func TestPlanOwnProblems(t *testing.T) {
 		},
 			control.Problem{Source: "a", Reason: "IPv4: own lease has no VTEP MAC"}, 1},
 		{"problem in the own lease", func(w *world) { w.self.Lease.Problems = []string{"junk"} }, control.Problem{Source: "a", Reason: "junk"}, 2},
-		{"problem of the source", func(w *world) { w.snapshot.Problems = []control.Problem{{Source: "/x/subnets/y", Reason: "no lease"}} },
+		{"problem of the source", func(w *world) {
+			w.snapshot.Problems = slices.Repeat([]control.Problem{{Source: "/x/subnets/y", Reason: "no lease"}}, 2)
+		},
 			control.Problem{Source: "/x/subnets/y", Reason: "no lease"}, 2},
 		{"own subnet claimed", func(w *world) {
 			w.snapshot.Leases = append(w.snapshot.Leases, lease("c", control.Leg{Subnet: own4.Subnet, PublicIP: addr("192.168.7.9"), MAC: mac("02:00:00:00:00:09")}))
 		}, control.Problem{Source: "a", Reason: `keeps subnet 10.244.17.0/24, which host "c" claims too`}, 2},
+		{"own subnet lost elsewhere", func(w *world) {
+			w.snapshot.Leases = append(w.snapshot.Leases, lease("c", control.Leg{Subnet: prefix("10.244.17.128/25"), PublicIP: addr("192.168.7.9"), MAC: mac("02:00:00:00:00:09")}))
+		}, control.Problem{Source: "a", Reason: `subnet 10.244.17.0/24 belongs to host "c" on every other host: one of the two must change`}, 2},
+		{"own lease others refuse", func(w *world) {
+			w.self.Lease.Legs = []control.Leg{{Subnet: own4.Subnet, PublicIP: addr("127.0.0.1"), MAC: own4.MAC}, own6}
+		},
+			control.Problem{Source: "a", Reason: "IPv4: other hosts will refuse the own lease: public address 127.0.0.1 is no address a host can be reached at"}, 2},
 		{"peer's subnet claimed", func(w *world) {
 			w.snapshot.Leases = append(w.snapshot.Leases, lease("c", control.Leg{Subnet: peer4.Subnet, PublicIP: addr("192.168.7.9"), MAC: mac("02:00:00:00:00:09")}))
 		}, control.Problem{Source: "b", Reason: `keeps subnet 10.244.1.0/24, which host "c" claims too`}, 2},
@@ -218,6 +234,9 @@ func TestPlanOwnProblems(t *testing.T) {
 			got := golden().with(tt.change).plan()
 			if !strings.Contains(lines(got.Problems), lines([]control.Problem{tt.want})) {
 				t.Errorf("problems:\n%s\nwant among them:\n\t%+v", lines(got.Problems), tt.want)
+			}
+			if n := strings.Count(lines(got.Problems), lines([]control.Problem{tt.want})); n != 1 {
+				t.Errorf("the problem is there %d times", n)
 			}
 			if n := len(got.Hosts[0].Ways); n != tt.ways {
 				t.Errorf("the peer has %d ways, want %d: %q", n, tt.ways, got.Hosts[0].Reasons)

@@ -21,9 +21,13 @@ func (b *builder) base(s *side) []keyed {
 	if b.policy.Backend != backendVXLAN {
 		return nil
 	}
-	link := tunnel.Link{Name: b.device(s), Type: tunnel.LinkTUN, MTU: b.deviceMTU(s)}
+	// The TUN, which all families share, has the MTU that pods use: a super-packet
+	// of unknown segment size is cut to the device's MTU, and larger segments than
+	// the pods take are lost.
+	link := tunnel.Link{Name: b.device(s), Type: tunnel.LinkTUN, MTU: b.plan.MTU}
 	if b.self.Engine != tunnel.EngineUserspace {
 		link.Type = tunnel.LinkVXLAN
+		link.MTU = s.mtu
 		link.MAC = s.own.MAC
 		link.VNI = b.policy.VNI
 		link.Port = b.port()
@@ -36,21 +40,6 @@ func (b *builder) base(s *side) []keyed {
 	}
 	addr := s.own.Subnet.Addr()
 	return []keyed{key(link), key(tunnel.Address{Link: link.Name, Prefix: netip.PrefixFrom(addr, addr.BitLen())})}
-}
-
-// deviceMTU is what fits every family that shares the side's device. For the
-// TUN that is what pods use: a super-packet of unknown segment size is cut to
-// the device's MTU, and larger segments than the pods take are lost.
-func (b *builder) deviceMTU(s *side) int {
-	mtu := s.mtu
-	if b.self.Engine == tunnel.EngineUserspace {
-		for _, other := range b.sides {
-			if other.off == "" {
-				mtu = min(mtu, other.mtu)
-			}
-		}
-	}
-	return mtu
 }
 
 // furnish adds what a side needs whether or not it has peers.

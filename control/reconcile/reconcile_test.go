@@ -32,6 +32,17 @@ func TestCreatesInOrderAndDeletesInReverse(t *testing.T) {
 	})
 }
 
+func TestNotSettledBeforeItLooked(t *testing.T) {
+	l := New(empty().config(&bytes.Buffer{}))
+	if l.Status().Settled {
+		t.Error("settled before anything was wanted")
+	}
+	l.SetWant(nil, true)
+	if l.Status().Settled {
+		t.Error("settled although nobody has looked for what is surplus")
+	}
+}
+
 func TestPutsUpWithWhatIsThere(t *testing.T) {
 	inBubble(t, full, func(t *testing.T, r run) {
 		r.SetWant(wants(all...), true)
@@ -427,7 +438,8 @@ func TestKillAtEveryEffect(t *testing.T) {
 				} else {
 					w.after = func(string) { cut() }
 				}
-				first := New(w.config(&bytes.Buffer{}))
+				log := &bytes.Buffer{}
+				first := New(w.config(log))
 				first.SetWant(want, true)
 				done := make(chan error, 1)
 				go func() { done <- first.Run(ctx) }()
@@ -438,7 +450,6 @@ func TestKillAtEveryEffect(t *testing.T) {
 
 				ctx, cancel = context.WithCancel(t.Context())
 				defer cancel()
-				log := &bytes.Buffer{}
 				second := New(w.config(log))
 				second.SetWant(want, true)
 				go func() { done <- second.Run(ctx) }()
@@ -447,7 +458,7 @@ func TestKillAtEveryEffect(t *testing.T) {
 					t.Errorf("killed at effect %d: %v, want %v", kill, w.things, want)
 				}
 				if strings.Contains(log.String(), "failed") {
-					t.Errorf("killed at effect %d: the next run logs %s", kill, log)
+					t.Errorf("killed at effect %d: an end is logged as a fault: %s", kill, log)
 				}
 				cancel()
 				<-done
