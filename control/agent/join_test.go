@@ -102,11 +102,20 @@ func (h *fakeHost) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {
 }
 func (h *fakeHost) Objects() (Driver, error)  { return fakeDriver{h, false}, nil }
 func (h *fakeHost) Firewall() (Driver, error) { return fakeDriver{h, true}, nil }
-func (h *fakeHost) OpenDevice(string, int) (tunnel.Device, error) {
-	return nil, errors.New("no TUN here")
+
+func (h *fakeHost) OpenDevice(_ string, mtu int) (tunnel.Device, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.engine != nil {
+		return nil, h.engine
+	}
+	device, _ := tunneltest.NewDevices(mtu, tunneltest.AllOffloads())
+	return device, nil
 }
-func (h *fakeHost) Listen(netip.AddrPort) (tunnel.Socket, error) {
-	return nil, errors.New("no UDP here")
+
+func (h *fakeHost) Listen(addr netip.AddrPort) (tunnel.Socket, error) {
+	time.Sleep(h.slow)
+	return tunneltest.NewWire(tunneltest.WireConfig{}).Socket(addr, tunnel.Offloads{}), nil
 }
 
 type fakeDriver struct {
