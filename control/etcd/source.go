@@ -11,12 +11,16 @@ import (
 	"log/slog"
 	"net/netip"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/status"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/lease"
@@ -120,10 +124,26 @@ func New(cfg Config) (*Source, error) {
 		Context: ctx, DialTimeout: requestTimeout,
 		// A connection that died in silence is noticed within half a minute.
 		DialKeepAliveTime: 20 * time.Second, DialKeepAliveTimeout: 10 * time.Second,
-		// Retries are ours: those of the client hide the reason.
-		MaxUnaryRetries: 1,
+		// Retries are ours: those of the client hide the reason. The second try is
+		// for a login token that has expired.
+		MaxUnaryRetries: 2,
+		DialOptions:     dialOptions(),
 		Logger:          zap.NewNop(),
 	}}, nil
+}
+
+// dialOptions make requests fail at once, with the reason, while there is no
+// connection, and connections come back soon after a long outage.
+func dialOptions() []grpc.DialOption {
+	failFast := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+		return invoke(ctx, method, req, reply, conn, append(slices.Clip(options), grpc.WaitForReady(false))...)
+	}
+	retry := grpcbackoff.DefaultConfig
+	retry.BaseDelay, retry.MaxDelay = minPause, maxPause
+	return []grpc.DialOption{
+		grpc.WithChainUnaryInterceptor(failFast),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: requestTimeout}),
+	}
 }
 
 // Close ends the connection; every call that is under way fails.
@@ -207,6 +227,11 @@ func (s *Source) stopped(ctx context.Context) error {
 }
 
 func (s *Source) explain(what string, err error) string {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("no answer within %v", requestTimeout)
+	} else if answer, ok := status.FromError(err); ok {
+		err = errors.New(answer.Message())
+	}
 	return fmt.Sprintf("%s in etcd at %s: %v", what, strings.Join(s.cfg.Endpoints, ","), err)
 }
 
