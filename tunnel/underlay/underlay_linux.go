@@ -190,8 +190,8 @@ func relevant(message syscall.NetlinkMessage) bool {
 	if message.Data[prefixLength] == 0 {
 		return true
 	}
-	attributes, err := syscall.ParseNetlinkRouteAttr(&message)
-	return err != nil || !slices.ContainsFunc(attributes, func(a syscall.NetlinkRouteAttr) bool {
-		return a.Attr.Type == unix.RTA_GATEWAY || a.Attr.Type == unix.RTA_VIA
-	})
+	attributes := message.Data[unix.SizeofRtMsg:]
+	_, gateway := watch.Attribute(attributes, unix.RTA_GATEWAY)
+	_, via := watch.Attribute(attributes, unix.RTA_VIA)
+	return !gateway && !via
 }
