@@ -20,6 +20,13 @@ import (
 	"github.com/weft-net/weft/bench/lab/script"
 )
 
+// The names in deploy/weft.yaml.
+const (
+	manifestNamespace = "kube-weft"
+	manifestConfig    = "weft"
+	manifestAccount   = "weft"
+)
+
 // kubePatience bounds every single step of the control plane.
 const kubePatience = 2 * time.Minute
 
