@@ -161,7 +161,7 @@ func serveControl() error {
 func attachGuestPod() ([]byte, error) {
 	add := exec.Command(os.Getenv("WEFT_CNI_BIN"))
 	add.Env = append(os.Environ(), "CNI_COMMAND=ADD", "CNI_CONTAINERID=pod", "CNI_NETNS=/run/netns/pod", "CNI_IFNAME=eth0")
-	add.Stdin = strings.NewReader(`{"cniVersion":"1.0.0","name":"cbr0","type":"weft-cni","delegate":{"isDefaultGateway":true}}`)
+	add.Stdin = strings.NewReader(`{"cniVersion":"1.0.0","name":"cbr0","type":"weft-cni","delegate":{"isDefaultGateway":true,"ipMasq":false}}`)
 	var out, stderr bytes.Buffer
 	add.Stdout, add.Stderr = &out, &stderr
 	if err := add.Run(); err != nil {
