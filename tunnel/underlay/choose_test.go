@@ -91,6 +91,11 @@ func TestChoose(t *testing.T) {
 			at(eth1, "the Node's InternalIP 10.1.0.5", ips("10.1.0.5", "fd01::5"), nil)},
 		{"InternalIP is not the best address", Request{Families: v4, InternalIPs: ips("192.168.7.50")}, office,
 			at(eth0, "the Node's InternalIP 192.168.7.50", ips("192.168.7.50"), nil)},
+		{"InternalIPs are not the best addresses", Request{Families: both, InternalIPs: ips("fd77::50", "192.168.7.50")}, func() Facts {
+			f := office()
+			f.Links[1].Addrs = append(f.Links[1].Addrs, Addr{Prefix: netip.MustParsePrefix("fd77::50/64")})
+			return f
+		}, at(eth0, "the Node's InternalIP fd77::50", ips("192.168.7.50", "fd77::50"), nil)},
 		{"InternalIP of another host", Request{Families: v4, InternalIPs: ips("10.9.9.9")}, office, at(eth0, "default route", ips("192.168.7.1"), nil)},
 		{"public IP before InternalIP", Request{Families: v4, PublicIPs: ips("10.1.0.5"), InternalIPs: ips("192.168.7.1")}, office,
 			at(eth1, "public IP 10.1.0.5", ips("10.1.0.5"), nil)},

@@ -79,6 +79,7 @@ func TestObserve(t *testing.T) {
 		"route add 10.2.0.0/16 nexthop via 192.168.64.9 nexthop via 192.168.64.10",
 		"route add 10.3.0.0/16 via inet6 fd64::9 dev eth0",
 		"route add blackhole 10.4.0.0/16",
+		"-6 route add blackhole fd99::/64",
 		"route add 10.5.0.0/16 via 192.168.64.9 table 7",
 	} {
 		ip(args)
@@ -120,7 +121,7 @@ func TestObserve(t *testing.T) {
 		}
 	}
 	for _, r := range facts.Routes {
-		if p := r.Prefix.String(); p == "10.4.0.0/16" || p == "10.5.0.0/16" || r.Prefix.Addr().IsLoopback() {
+		if p := r.Prefix.String(); p == "10.4.0.0/16" || p == "fd99::/64" || p == "10.5.0.0/16" || r.Prefix.Addr().IsLoopback() {
 			t.Errorf("%+v is no unicast route of the main table", r)
 		}
 	}
