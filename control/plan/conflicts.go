@@ -175,7 +175,7 @@ func (b *builder) settle(s *side, hosts []*host) {
 			continue
 		}
 		if l.PublicIP == s.local || l.PublicIP == s.own.PublicIP {
-			l.host.reject(s.family, fmt.Sprintf("public address %v is this host's own", l.PublicIP))
+			l.host.reject(s.family, fmt.Sprintf("public address %v is this host's own: one of the two must publish another", l.PublicIP))
 			l.host.drop(l)
 		} else if what := b.clash(s.own, l); what != "" {
 			b.lose(l, b.self.Host, what)

@@ -132,7 +132,7 @@ func TestPlanRefusesAlone(t *testing.T) {
 		{"multicast", leg(func(l *control.Leg) { l.PublicIP = addr("224.0.0.1") }), []string{"IPv4: public address 224.0.0.1 is no address a host can be reached at"}},
 		{"broadcast", leg(func(l *control.Leg) { l.PublicIP = addr("255.255.255.255") }), []string{"IPv4: public address 255.255.255.255 is no address a host can be reached at"}},
 		{"unspecified", leg(func(l *control.Leg) { l.PublicIP = addr("0.0.0.0") }), []string{"IPv4: public address 0.0.0.0 is no address a host can be reached at"}},
-		{"our own address", leg(func(l *control.Leg) { l.PublicIP = own4.PublicIP }), []string{"IPv4: public address 192.168.7.1 is this host's own"}},
+		{"our own address", leg(func(l *control.Leg) { l.PublicIP = own4.PublicIP }), []string{"IPv4: public address 192.168.7.1 is this host's own: one of the two must publish another"}},
 		{"in the pod network", leg(func(l *control.Leg) { l.PublicIP = addr("10.244.1.9") }),
 			[]string{"IPv4: public address 10.244.1.9 is inside the pod network 10.244.0.0/16: packets to it would loop"}},
 		{"our own subnet", leg(func(l *control.Leg) { l.Subnet = own4.Subnet }),

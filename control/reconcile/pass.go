@@ -3,6 +3,7 @@ package reconcile
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -68,14 +69,18 @@ func (l *Loop[K, V]) judge() {
 		case exists && l.config.Equal(l.want[key], value):
 			l.succeed(it, key)
 		case it.tried:
-			l.fail(it, key, errNotInPlace)
+			err := errNotInPlace
+			if exists {
+				err = fmt.Errorf("%w: want %+v, have %+v", err, l.want[key], value)
+			}
+			l.fail(it, key, err)
 		case it.state == Done:
 			drifted++
 			l.drift(it, key)
 		}
 	}
 	if drifted > 0 {
-		l.config.Logger.Info("repairing what was changed by someone else", "items", drifted)
+		l.config.Logger.Info("repairing what is no longer in place", "items", drifted)
 	}
 }
 

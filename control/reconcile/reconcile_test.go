@@ -305,6 +305,19 @@ func TestBelievesOnlyWhatItSees(t *testing.T) {
 	})
 }
 
+// TestSaysWhatDiffers holds that a want the world bends is reported with both.
+func TestSaysWhatDiffers(t *testing.T) {
+	inBubble(t, empty, func(t *testing.T, r run) {
+		r.world.after = func(string) { r.world.things["1 link"] = thing{"1 link", "capped"} }
+		r.SetWant(wants(link), true)
+		synctest.Wait()
+		want := "applied without an error, but not in place: want {name:1 link value:a}, have {name:1 link value:capped}"
+		if got := r.Status().Items["1 link"].Error; got != want {
+			t.Errorf("error %q, want %q", got, want)
+		}
+	})
+}
+
 func TestFightsWithBackoff(t *testing.T) {
 	inBubble(t, func() *world {
 		w := full()
