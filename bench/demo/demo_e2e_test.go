@@ -136,7 +136,7 @@ func checkDocument(t *testing.T, text []byte) {
 	var kinds []string
 	for _, stream := range document.Throughput {
 		kinds = append(kinds, engineOf(stream.From)+"-"+engineOf(stream.To))
-		if stream.Gbps <= 0 {
+		if stream.Gbps < 0.01 { // a way that loses what TCP sends at once gets by with less
 			t.Errorf("throughput %+v", stream)
 		}
 	}

@@ -156,7 +156,7 @@ func (r Report) leases(text *bytes.Buffer) {
 		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", h.Name, h.Engine, h.Device, h.Encap, h.MTU,
 			strings.Join(h.Addresses, " "), strings.Join(h.Subnets, " "))
 	}
-	out.Flush()
+	_ = out.Flush() // to memory
 }
 
 // matrix writes the round-trip times of one family: who pings down, who
@@ -206,5 +206,5 @@ func (r Report) streams(text *bytes.Buffer) {
 		}
 		fmt.Fprintf(out, "%s\t-> %s\t%s\t%s\n", s.From, s.To, s.Engines, figure)
 	}
-	out.Flush()
+	_ = out.Flush() // to memory
 }

@@ -18,12 +18,10 @@ import (
 // Step becomes a program in a place of a lab that another process has opened.
 // extraPath is searched for programs first. It returns only if that fails.
 func Step(place Place, extraPath, program string, args ...string) error {
-	if err := step(place, extraPath, append([]string{program}, args...)); err != nil {
-		return fmt.Errorf("step into %s: %w", place.Name, err)
-	}
-	return nil
+	return fmt.Errorf("step into %s: %w", place.Name, step(place, extraPath, append([]string{program}, args...)))
 }
 
+// step returns only if it fails.
 func step(place Place, extraPath string, command []string) error {
 	pid, open, err := findLab(place.Lab)
 	if err != nil {

@@ -53,8 +53,8 @@ func (d *Demo) startEtcd(ctx context.Context) error {
 	}
 	d.store.close = server.Close
 	client := server.Client()
-	defer client.Close()
-	if _, err := client.Put(ctx, etcdPrefix+"/config", netConf); err != nil {
+	_, err = client.Put(ctx, etcdPrefix+"/config", netConf)
+	if err := errors.Join(err, client.Close()); err != nil {
 		return fmt.Errorf("write network configuration: %w", err)
 	}
 	d.store.args = []string{"--etcd-endpoints=" + server.Endpoints()[0], "--etcd-prefix=" + etcdPrefix}
@@ -171,26 +171,35 @@ func relay(listener net.Listener, to string) (stop func()) {
 	})
 	return func() {
 		cancel()
-		listener.Close()
+		closeAll(listener)
 		running.Wait()
 	}
 }
 
 // pass joins one connection to a new one until either side ends.
 func pass(ctx context.Context, near net.Conn, to string) {
-	defer near.Close()
+	defer closeAll(near)
 	var dialer net.Dialer
 	far, err := dialer.DialContext(ctx, "tcp", to)
 	if err != nil {
 		return // the agent sees its connection close and says so
 	}
-	defer far.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	var both sync.WaitGroup
-	both.Go(func() { io.Copy(far, near); cancel() })
-	both.Go(func() { io.Copy(near, far); cancel() })
+	carry := func(to, from net.Conn) {
+		_, _ = io.Copy(to, from) // whatever the end, it is the end for both
+		cancel()
+	}
+	both.Go(func() { carry(far, near) })
+	both.Go(func() { carry(near, far) })
 	<-ctx.Done()
-	near.Close()
-	far.Close()
+	closeAll(near, far)
 	both.Wait()
+}
+
+// closeAll ends connections; those that have ended already say so in vain.
+func closeAll(closers ...io.Closer) {
+	for _, closer := range closers {
+		closer.Close()
+	}
 }

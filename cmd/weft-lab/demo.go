@@ -53,7 +53,7 @@ func demoCommand(lacking error) *cobra.Command {
 	return command
 }
 
-func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
+func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
 	cfg, self, err := o.config()
 	if err != nil {
 		return err
@@ -67,7 +67,7 @@ func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return interrupted(ctx, err)
 	}
-	defer d.Close()
+	defer func() { err = errors.Join(err, d.Close()) }()
 	report, err := d.Measure(ctx)
 	if err != nil {
 		return interrupted(ctx, err)
