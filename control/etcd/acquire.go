@@ -99,11 +99,16 @@ func (s *Source) read(own *holding) (control.Lease, error) {
 func (s *Source) tryAcquire(ctx context.Context, t *table, claim control.Claim, value []byte, spare *clientv3.LeaseID) (*holding, error) {
 	publics := publicIPs(claim)
 	var old *entry
-	mine := t.publishedBy(publics, s.cfg.Previous)
-	if len(mine) > 0 {
-		old, mine = mine[0], mine[1:]
+	var ours []*entry
+	for i, e := range t.publishedBy(publics, s.cfg.Previous) {
+		if i == 0 {
+			old = e
+		}
+		if e == old || e.publishedBy(publics) == len(e.value.PublicIPs()) {
+			ours = append(ours, e)
+		}
 	}
-	subnets, err := s.choose(t, claim, old)
+	subnets, err := s.choose(t, claim, old, ours)
 	if err != nil {
 		return nil, err
 	}
@@ -112,15 +117,16 @@ func (s *Source) tryAcquire(ctx context.Context, t *table, claim control.Claim, 
 		return nil, err
 	}
 	own := &holding{key: s.key(relative), subnets: subnets, publics: publics, value: value}
+	if there := t.entries[own.key]; there != nil {
+		old = there // one of ours: a subnet of others is never chosen
+	}
 	if old != nil && old.permanent() && !slices.ContainsFunc(old.subnets, own.has) {
 		old = nil // a reservation that cannot be used is not ours to delete
 	}
 	if err := s.secure(ctx, own, old, spare); err != nil {
 		return nil, err
 	}
-	stale := slices.DeleteFunc(mine, func(e *entry) bool {
-		return e.permanent() || e.publishedBy(publics) < len(e.value.PublicIPs())
-	})
+	stale := slices.DeleteFunc(ours, func(e *entry) bool { return e == old || e.permanent() })
 	stale = stale[:min(len(stale), maxStale)]
 	if old != nil && old.key == own.key && old.etcd == own.etcd && bytes.Equal(old.raw, value) && len(stale) == 0 {
 		own.changed = old.changed
@@ -137,34 +143,51 @@ func publicIPs(claim control.Claim) []netip.Addr {
 	return addrs
 }
 
-// choose picks a subnet for every leg of the claim.
-func (s *Source) choose(t *table, claim control.Claim, old *entry) ([]netip.Prefix, error) {
-	subnets := make([]netip.Prefix, len(claim.Legs))
-	for i, family := range s.network.Families {
-		taken := takenBy(t, family, func(e *entry) bool { return e != old })
-		var wished []netip.Prefix
-		if old != nil {
-			// An older lease on the same subnet has the better right to it.
-			older := takenBy(t, family, func(e *entry) bool { return e != old && e.created < old.created })
-			wished = slices.DeleteFunc(slices.Clone(old.subnets), func(p netip.Prefix) bool { return older.overlaps(p) })
-		}
-		for _, subnet := range append([]netip.Prefix{claim.Legs[i].Subnet}, s.cfg.Previous...) {
-			if !taken.overlaps(subnet) {
-				wished = append(wished, subnet)
-			}
-		}
-		if n := slices.IndexFunc(wished, family.Usable); n >= 0 {
-			subnets[i] = wished[n]
+// choose picks a subnet for every leg of the claim. old is the lease to go on
+// with, or nil; ours are all leases that leave room for this host.
+func (s *Source) choose(t *table, claim control.Claim, old *entry, ours []*entry) ([]netip.Prefix, error) {
+	if old != nil && s.keeps(t, old, ours) {
+		return old.subnets, nil
+	}
+	var wished []netip.Prefix
+	if old != nil {
+		wished = append(wished, old.subnets...)
+	}
+	for _, leg := range claim.Legs {
+		wished = append(wished, leg.Subnet)
+	}
+	wished = append(wished, s.cfg.Previous...)
+	var subnets []netip.Prefix
+	for _, family := range s.network.Families {
+		taken := takenBy(t, family, func(e *entry) bool { return !slices.Contains(ours, e) })
+		free := func(p netip.Prefix) bool { return family.Usable(p) && !taken.overlaps(p) }
+		if n := slices.IndexFunc(wished, free); n >= 0 {
+			subnets = append(subnets, wished[n])
 			continue
 		}
-		free := taken.free(family)
-		if len(free) == 0 {
+		some := taken.free(family)
+		if len(some) == 0 {
 			return nil, fmt.Errorf("%w from %s to %s of length /%d in %s: %d leases", errFull,
 				family.SubnetMin, family.SubnetMax, family.SubnetLen, family.Network, len(t.entries))
 		}
-		subnets[i] = free[rand.N(len(free))]
+		subnets = append(subnets, some[rand.N(len(some))])
 	}
 	return subnets, nil
+}
+
+// keeps tells whether a lease can stay as it is: it fits the network, and no
+// older lease of another host has the better right to a part of it.
+func (s *Source) keeps(t *table, old *entry, ours []*entry) bool {
+	if len(old.subnets) != len(s.network.Families) {
+		return false
+	}
+	for i, family := range s.network.Families {
+		older := takenBy(t, family, func(e *entry) bool { return !slices.Contains(ours, e) && e.created < old.created })
+		if !family.Usable(old.subnets[i]) || older.overlaps(old.subnets[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // occupied is the taken part of one family's network.

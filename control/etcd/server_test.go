@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -60,6 +61,7 @@ func serverConfig(dir string) *embed.Config {
 	cfg.Dir = dir
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	cfg.UnsafeNoFsync = true
+	cfg.BcryptCost = 4 // the least: passwords are not what is tested
 	// A short election keeps the least time to live of a lease at a second.
 	cfg.TickMs, cfg.ElectionMs = 10, 100
 	local := []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
@@ -163,6 +165,12 @@ func ownServer(t *testing.T) *server {
 	return started
 }
 
+// patience ends a test that hangs; nothing is measured by it.
+const patience = 2 * time.Minute
+
+// networks counts those made, so that none finds the keys of another.
+var networks atomic.Int64
+
 // store is a test's view of a server, past all of our code.
 type store struct {
 	*clientv3.Client
@@ -178,7 +186,7 @@ func newStore(t *testing.T, endpoint string) *store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	return &store{client, t, endpoint, "/test/" + t.Name()}
+	return &store{client, t, endpoint, fmt.Sprintf("/test/%s/%d", t.Name(), networks.Add(1))}
 }
 
 const (
@@ -340,7 +348,7 @@ func (r *running) until(what string, wished func(control.Snapshot) bool) control
 			if wished(snapshot) {
 				return snapshot
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			r.t.Fatalf("no %s; last: %+v", what, last)
 		}
 	}
@@ -352,7 +360,7 @@ func (r *running) ended() error {
 	select {
 	case err := <-r.done:
 		return err
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		r.t.Fatal("Run does not end")
 		return nil
 	}
@@ -395,7 +403,7 @@ func (r *reasons) next(t *testing.T, matches func(reason string) bool) string {
 			if matches(reason) {
 				return reason
 			}
-		case <-time.After(30 * time.Second):
+		case <-time.After(patience):
 			t.Fatal("no such reason")
 		}
 	}
