@@ -264,8 +264,11 @@ func cniAddress(result []byte) (netip.Addr, error) {
 	var parsed struct {
 		IPs []struct{ Address netip.Prefix }
 	}
-	if err := json.Unmarshal(result, &parsed); err != nil || len(parsed.IPs) == 0 {
-		return netip.Addr{}, fmt.Errorf("read CNI result %s: %v", result, err)
+	if err := json.Unmarshal(result, &parsed); err != nil {
+		return netip.Addr{}, fmt.Errorf("read CNI result: %w", err)
+	}
+	if len(parsed.IPs) == 0 {
+		return netip.Addr{}, fmt.Errorf("no address in CNI result %s", result)
 	}
 	return parsed.IPs[0].Address.Addr(), nil
 }

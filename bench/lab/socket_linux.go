@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"net/netip"
 	"syscall"
 
@@ -23,7 +24,7 @@ func useCubic(conn syscall.Conn) error {
 	err := setOption(conn, func(fd int) error {
 		return unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
 	})
-	if err == unix.ENOENT || err == unix.EPERM {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EPERM) {
 		return nil
 	}
 	return err

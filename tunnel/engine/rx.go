@@ -195,7 +195,7 @@ func (r *rx) knowsVNI(vni uint32) bool {
 
 // dropOf is the counter for an error of Parse, in vxlan or packet.
 func dropOf(err error) Counter {
-	switch err {
+	switch err { //nolint:errorlint // sentinels, never wrapped, once per packet
 	case vxlan.ErrTruncated, packet.ErrTruncated:
 		return RxDropTruncated
 	case vxlan.ErrHeader:

@@ -12,12 +12,12 @@ import (
 )
 
 // ipNet returns a prefix as the netlink library wants it.
-func ipNet(p netip.Prefix) *net.IPNet { //nolint:forbidigo // the netlink library's form
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())} //nolint:forbidigo // as above
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 // prefixOf is the inverse of ipNet; ok is false for what is no prefix.
-func prefixOf(n *net.IPNet) (p netip.Prefix, ok bool) { //nolint:forbidigo // the netlink library's form
+func prefixOf(n *net.IPNet) (p netip.Prefix, ok bool) {
 	if n == nil {
 		return netip.Prefix{}, false
 	}

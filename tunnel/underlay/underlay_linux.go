@@ -146,15 +146,15 @@ func RouteTo(ctx context.Context, addr netip.Addr) Reach {
 	if err != nil {
 		return Reach{Err: fmt.Errorf("look up route to %v: %w", addr, err)}
 	}
-	for _, r := range routes {
-		link, err := handle.LinkByIndex(r.LinkIndex)
-		if err != nil {
-			return Reach{Err: fmt.Errorf("look up interface of route to %v: %w", addr, err)}
-		}
-		local, _ := netip.AddrFromSlice(r.Src)
-		return Reach{Link: link.Attrs().Name, Local: local.Unmap()}
+	if len(routes) == 0 {
+		return Reach{Err: fmt.Errorf("look up route to %v: none", addr)}
 	}
-	return Reach{Err: fmt.Errorf("look up route to %v: none", addr)}
+	link, err := handle.LinkByIndex(routes[0].LinkIndex)
+	if err != nil {
+		return Reach{Err: fmt.Errorf("look up interface of route to %v: %w", addr, err)}
+	}
+	local, _ := netip.AddrFromSlice(routes[0].Src)
+	return Reach{Link: link.Attrs().Name, Local: local.Unmap()}
 }
 
 // Watch returns a channel that has a token when Observe may return something

@@ -208,7 +208,7 @@ func (r *Run) awaitReady(ctx context.Context, host string) error {
 	}
 	return until(ctx, func(ctx context.Context) error {
 		if !j.running() {
-			return final{fmt.Errorf("it has ended: %v", j.err)}
+			return final{fmt.Errorf("it has ended: %w", j.err)}
 		}
 		return r.notReady(ctx, host)
 	})
