@@ -218,12 +218,20 @@ func TestReceiveSuperFrameUDP(t *testing.T) {
 				r.want(map[Counter]uint64{RxSuperFrames: 1, RxDatagrams: 1})
 			}
 		}
-		// One whose checksum is wrong is not cut, which would give it right ones.
-		data := asUDP(toHere(is4, make([]byte, 1000))).Bytes()
-		data[len(data)-1] ^= 1
+		// A segment size that it does not exceed leaves nothing to cut.
+		data := asUDP(toHere(is4, make([]byte, 90))).Bytes()
 		r := newRig(t, everything())
 		r.process(tunnel.Datagrams{Addr: farOuter, SegmentSize: 100, Data: far.frame(bytes.Clone(data))})
-		got, _ := r.delivered()
+		got, offloads := r.delivered()
+		r.equal(got, [][]byte{data})
+		if offloads[0] != (tunnel.Offload{}) {
+			t.Errorf("offload %+v", offloads[0])
+		}
+		// One whose checksum is wrong is not cut, which would give it right ones.
+		data = asUDP(toHere(is4, make([]byte, 1000))).Bytes()
+		data[len(data)-1] ^= 1
+		r.process(tunnel.Datagrams{Addr: farOuter, SegmentSize: 100, Data: far.frame(bytes.Clone(data))})
+		got, _ = r.delivered()
 		r.equal(got, [][]byte{data})
 	})
 }
@@ -309,6 +317,41 @@ func TestReceiveMany(t *testing.T) {
 		}
 		r.equal(got, want)
 		r.want(map[Counter]uint64{RxPackets: uint64(len(runs))})
+		// It is one allocation for the worker's life.
+		rx := r.engine.rx[0]
+		if cap(rx.packets) != rxPackets || cap(rx.out) != rxPackets || cap(rx.spans) != rxPackets || cap(rx.parts) != rxParts {
+			t.Errorf("memory grew: %d packets, %d written, %d parts", cap(rx.packets), cap(rx.out), cap(rx.parts))
+		}
+	}
+}
+
+// Headers as long as they get do not exhaust the memory for them.
+func TestReceiveLongHeaders(t *testing.T) {
+	p := toHere(false, make([]byte, 3000))
+	p.FirstExtension = 60
+	p.Extensions = make([]byte, 7*2048)
+	for i := range 7 {
+		p.Extensions[i*2048], p.Extensions[i*2048+1] = 60, 255
+	}
+	p.Extensions[6*2048] = tunneltest.TCP
+	for _, offloads := range []tunnel.Offloads{tunneltest.AllOffloads(), {}} {
+		config := everything()
+		config.device = offloads
+		r := newRig(t, config)
+		r.device.SetMTU(16000)
+		var runs []tunnel.Datagrams
+		var want [][]byte
+		for range 10 {
+			data, offload := p.Super(16000 - 40 - 7*2048 - 32)
+			segments, err := tunneltest.Finish(data, offload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			runs, want = append(runs, tunnel.Datagrams{Addr: farOuter, Data: far.frame(data)}), append(want, segments...)
+		}
+		r.process(runs...)
+		got, _ := r.delivered()
+		r.equal(got, want)
 	}
 }
 
@@ -379,6 +422,17 @@ func TestReceiveFallsBack(t *testing.T) {
 			t.Errorf("%s: no fallback is counted", test.name)
 		}
 		r.want(nil)
+	}
+}
+
+// A Device that says "offload" of a packet without any has just failed.
+func TestReceiveNothingToRefuse(t *testing.T) {
+	r := newRig(t, everything())
+	r.device.Refuse(func(tunnel.Outgoing) error { return tunnel.ErrOffload })
+	r.inject(far, asPing(toHere(true, nil), 10).Bytes())
+	r.want(map[Counter]uint64{RxDropDevice: 1, RxFallbacks: 0})
+	if !r.engine.rx[0].offloads.Checksum {
+		t.Error("an offload was given up")
 	}
 }
 

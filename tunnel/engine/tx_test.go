@@ -149,6 +149,10 @@ func TestSendSuper(t *testing.T) {
 						r.send(out(data, offload))
 						r.equal(r.inners(), want)
 						r.want(map[Counter]uint64{TxSuperPackets: 1, TxDatagrams: uint64(len(want)), TxRuns: uint64(len(r.sent))})
+						// It is one allocation for the worker's life.
+						if tx := r.engine.tx; cap(tx.parts) != txParts || cap(tx.boxes4[0].runs) != txRuns {
+							t.Errorf("memory grew: %d parts, %d runs", cap(tx.parts), cap(tx.boxes4[0].runs))
+						}
 						for _, run := range r.sent {
 							if len(run.Data) > maxRun || name == "bounded" && run.SegmentSize > 0 && len(run.Data) > 10*run.SegmentSize {
 								t.Errorf("%s: run of %d bytes by %d", name, len(run.Data), run.SegmentSize)
@@ -159,6 +163,41 @@ func TestSendSuper(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Headers as long as they get do not exhaust the memory for them.
+func TestSendLongHeaders(t *testing.T) {
+	r := newRig(t, everything())
+	peers := far.peers()
+	peers[1].MTU = 16000
+	r.setPeers(peers)
+	p := toFar(false, make([]byte, 20000))
+	p.FirstExtension = 60
+	p.Extensions = make([]byte, 7*2048)
+	for i := range 7 {
+		p.Extensions[i*2048], p.Extensions[i*2048+1] = 60, 255
+	}
+	p.Extensions[6*2048] = tunneltest.TCP
+	data, offload := p.Super(1000)
+	want, err := tunneltest.Finish(data, offload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.send(out(data, offload))
+	r.equal(r.inners(), want)
+}
+
+// Where not even the headers fit, nothing can be cut to fit.
+func TestSendHeadersTooBig(t *testing.T) {
+	r := newRig(t, everything())
+	peers := far.peers()[:1]
+	peers[0].MTU = 68
+	r.setPeers(peers)
+	p := toFar(true, make([]byte, 1000))
+	p.DontFragment = false
+	p.TCPOptions = make([]byte, 28)
+	r.send(out(p.Super(500)))
+	r.want(map[Counter]uint64{TxDropTooBig: 1, TxDatagrams: 0})
 }
 
 // The super-packet that the datapath is built for leaves as one run.
