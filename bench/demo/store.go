@@ -53,8 +53,8 @@ func (d *Demo) startEtcd(ctx context.Context) error {
 	}
 	d.store.close = server.Close
 	client := server.Client()
-	_, err = client.Put(ctx, etcdPrefix+"/config", netConf)
-	if err := errors.Join(err, client.Close()); err != nil {
+	defer closeAll(client)
+	if _, err := client.Put(ctx, etcdPrefix+"/config", netConf); err != nil {
 		return fmt.Errorf("write network configuration: %w", err)
 	}
 	d.store.args = []string{"--etcd-endpoints=" + server.Endpoints()[0], "--etcd-prefix=" + etcdPrefix}
@@ -197,7 +197,8 @@ func pass(ctx context.Context, near net.Conn, to string) {
 	both.Wait()
 }
 
-// closeAll ends connections; those that have ended already say so in vain.
+// closeAll ends connections of which nothing more is expected; that they have
+// ended already is all they could say.
 func closeAll(closers ...io.Closer) {
 	for _, closer := range closers {
 		closer.Close()
