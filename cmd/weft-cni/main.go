@@ -1,8 +1,5 @@
-// Command weft-cni is the CNI plugin of a node: it puts the lease that the
-// agent wrote to subnet.env into the configuration of a delegate, by default
-// bridge with host-local, and calls that. It may be installed as "flannel" and
-// takes the same configuration. It must never touch the network itself, and
-// never forget an attachment that its delegate still holds.
+//go:build !freebsd
+
 package main
 
 import (
@@ -22,8 +19,18 @@ func main() {
 		stdout: os.Stdout,
 	}
 	skel.PluginMainFuncs(skel.CNIFuncs{
-		Add: p.add, Del: p.del, Check: p.check, GC: p.gc, Status: p.status,
+		Add: answer(p.add), Del: answer(p.del), Check: answer(p.check), GC: answer(p.gc), Status: answer(p.status),
 	}, version.All, about())
+}
+
+// answer takes the arguments that skel has read and checked.
+func answer(verb func(request) error) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) error {
+		return verb(request{
+			ContainerID: args.ContainerID, Netns: args.Netns, IfName: args.IfName,
+			Args: args.Args, Path: args.Path, StdinData: args.StdinData,
+		})
+	}
 }
 
 // about is the line shown to who starts the plugin by hand.

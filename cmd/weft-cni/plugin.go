@@ -1,3 +1,8 @@
+// Command weft-cni is the CNI plugin of a node: it puts the lease that the
+// agent wrote to subnet.env into the configuration of a delegate, by default
+// bridge with host-local, and calls that. It may be installed as "flannel" and
+// takes the same configuration. It must never touch the network itself, and
+// never forget an attachment that its delegate still holds.
 package main
 
 import (
@@ -10,7 +15,6 @@ import (
 	"path/filepath"
 
 	"github.com/containernetworking/cni/pkg/invoke"
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weft-net/weft/control/state"
@@ -23,9 +27,15 @@ type plugin struct {
 	stdout io.Writer
 }
 
+// request is what one call is about; the fields are named as in skel.CmdArgs.
+type request struct {
+	ContainerID, Netns, IfName, Args, Path string
+	StdinData                              []byte
+}
+
 // add saves the delegate's configuration, calls the delegate, and passes its
 // result on as it is. After a failure the file stays: DEL will come.
-func (p plugin) add(args *skel.CmdArgs) error {
+func (p plugin) add(args request) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
 		return err
@@ -50,7 +60,7 @@ func (p plugin) add(args *skel.CmdArgs) error {
 
 // del undoes what ADD did, by the configuration saved then. The file goes when
 // the delegate has succeeded, so that a failed DEL can be tried again.
-func (p plugin) del(args *skel.CmdArgs) error {
+func (p plugin) del(args request) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
 		return err
@@ -67,7 +77,7 @@ func (p plugin) del(args *skel.CmdArgs) error {
 }
 
 // release has the delegate delete an attachment, and then forgets it.
-func (p plugin) release(c config, args *skel.CmdArgs, found saved) error {
+func (p plugin) release(c config, args request, found saved) error {
 	if found.corrupt != nil {
 		// What is lost is made again: the delegate finds its own by the names.
 		d, err := c.prepare(types.ErrTryAgainLater)
@@ -83,7 +93,7 @@ func (p plugin) release(c config, args *skel.CmdArgs, found saved) error {
 }
 
 // check has the delegate check the attachment as it was added.
-func (p plugin) check(args *skel.CmdArgs) error {
+func (p plugin) check(args request) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
 		return err
@@ -110,7 +120,7 @@ func (p plugin) check(args *skel.CmdArgs) error {
 }
 
 // status says whether an ADD could work now.
-func (p plugin) status(args *skel.CmdArgs) error {
+func (p plugin) status(args request) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
 		return err
@@ -125,7 +135,7 @@ func (p plugin) status(args *skel.CmdArgs) error {
 
 // gc deletes every attachment of the network that the runtime does not know
 // any more, each on its own, and has the delegate do the same with its own.
-func (p plugin) gc(args *skel.CmdArgs) error {
+func (p plugin) gc(args request) error {
 	c, err := parseConfig(args.StdinData)
 	if err != nil {
 		return err
@@ -145,7 +155,7 @@ func (p plugin) gc(args *skel.CmdArgs) error {
 		if c.isValid(found) {
 			continue
 		}
-		stale := &skel.CmdArgs{ContainerID: found.container, IfName: found.ifName, Path: args.Path}
+		stale := request{ContainerID: found.container, IfName: found.ifName, Path: args.Path}
 		if err := p.release(c, stale, found); err != nil {
 			errs = append(errs, fmt.Errorf("container %s, interface %s: %w", found.container, found.ifName, err))
 		}
@@ -156,7 +166,7 @@ func (p plugin) gc(args *skel.CmdArgs) error {
 	return nil
 }
 
-func (p plugin) delegateGC(c config, args *skel.CmdArgs) error {
+func (p plugin) delegateGC(c config, args request) error {
 	d, err := c.prepare(types.ErrTryAgainLater)
 	if err != nil {
 		return err
@@ -186,7 +196,7 @@ func (c config) isValid(found saved) bool {
 
 func (c config) store() store { return store{dir: c.dataDir} }
 
-func (c config) attachment(args *skel.CmdArgs) attachment {
+func (c config) attachment(args request) attachment {
 	return attachment{network: c.name, container: args.ContainerID, ifName: args.IfName}
 }
 
@@ -201,7 +211,7 @@ func (c config) prepare(notReady uint) (delegated, error) {
 }
 
 // call runs the delegate. Its error keeps its code and says whose it is.
-func (p plugin) call(verb string, args *skel.CmdArgs, d delegated) ([]byte, error) {
+func (p plugin) call(verb string, args request, d delegated) ([]byte, error) {
 	path, err := p.exec.FindInPath(d.plugin, filepath.SplitList(args.Path))
 	if err != nil {
 		return nil, types.NewError(types.ErrPluginNotAvailable, "delegate: "+err.Error(), "install the plugin into a directory of CNI_PATH")

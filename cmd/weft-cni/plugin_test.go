@@ -13,7 +13,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
@@ -72,9 +71,9 @@ func newFixture(t *testing.T) *fixture {
 }
 
 // args are those of a call for a container, with further keys of the configuration.
-func (f *fixture) args(container, ifName, keys string) *skel.CmdArgs {
+func (f *fixture) args(container, ifName, keys string) request {
 	stdin := fmt.Sprintf(`{"name":"cbr0","cniVersion":"1.1.0","subnetFile":%q,"dataDir":%q%s}`, f.subnetFile, f.dataDir, keys)
-	return &skel.CmdArgs{ContainerID: container, IfName: ifName, Path: "/bin1" + string(filepath.ListSeparator) + "/bin2", StdinData: []byte(stdin)}
+	return request{ContainerID: container, IfName: ifName, Path: "/bin1" + string(filepath.ListSeparator) + "/bin2", StdinData: []byte(stdin)}
 }
 
 func (f *fixture) files() (names []string) {
@@ -206,7 +205,7 @@ func TestTwoAttachmentsOfOneContainer(t *testing.T) {
 	f := newFixture(t)
 	other := f.args("c1", "eth0", "")
 	other.StdinData = bytes.Replace(other.StdinData, []byte(`"cbr0"`), []byte(`"cbr1"`), 1)
-	for _, args := range []*skel.CmdArgs{f.args("c1", "eth0", ""), f.args("c1", "net1", ""), other} {
+	for _, args := range []request{f.args("c1", "eth0", ""), f.args("c1", "net1", ""), other} {
 		if err := f.add(args); err != nil {
 			t.Fatal(err)
 		}
