@@ -438,7 +438,7 @@ func TestNewErrors(t *testing.T) {
 	for want, change := range map[string]func(*Config){
 		"no Endpoints":                      func(c *Config) { c.Endpoints = nil },
 		`endpoint "ftp://a"`:                func(c *Config) { c.Endpoints = []string{"ftp://a"} },
-		"mix schemes":                       func(c *Config) { c.Endpoints = append(c.Endpoints, "https://a:1") },
+		"mixed schemes":                     func(c *Config) { c.Endpoints = append(c.Endpoints, "https://a:1") },
 		"use Username and Password":         func(c *Config) { c.Endpoints = []string{"http://me:secret@a:1"} },
 		"Prefix is empty":                   func(c *Config) { c.Prefix = "" },
 		"RenewMargin is 24h0m0s; allowed":   func(c *Config) { c.RenewMargin = 24 * time.Hour },

@@ -32,72 +32,89 @@ type holding struct {
 	renewed time.Time
 
 	rewritten time.Time
-	spoiled   bool // the key does not say what it should, and waits for its rewrite
+	due       time.Time // when the key, which is not as it should be, is put right; zero: it is
 }
 
 func (h *holding) has(subnet netip.Prefix) bool { return slices.Contains(h.subnets, subnet) }
 
 // settle makes sure, on a fresh listing, that the own lease is there, says
-// what it should and is ours. nil means that it was so; any error but ErrLost
-// asks for another listing.
+// what it should and is ours. An error asks for another listing, unless it is
+// ErrLost. What cannot be put right now is put off, so that it keeps nobody
+// from hearing of the other leases.
 func (s *Source) settle(ctx context.Context, t *table) error {
 	e := t.entries[s.own.key]
-	if e == nil {
-		return s.restore(ctx, t)
-	}
-	ours := e.publishedBy(s.own.publics) > 0
-	if !ours && e.problem == "" && len(e.value.PublicIPs()) > 0 {
+	switch {
+	case e == nil:
+		if subnet := s.takenAway(t); subnet.IsValid() {
+			return fmt.Errorf("%w: %s expired or was deleted, and %s has been leased to another host since; restart this host's agent to get another subnet", ErrLost, s.own.key, subnet)
+		}
+	case e.publishedBy(s.own.publics) > 0:
+		s.adopt(e)
+	case e.problem == "" && len(e.value.PublicIPs()) > 0:
 		return fmt.Errorf("%w: %s now belongs to %s; remove that key, or restart this host's agent to get another subnet", ErrLost, e.key, e.value.PublicIPs()[0])
 	}
-	if ours && e.etcd != s.own.etcd {
-		// Put anew by someone who meant us: without a lease, that is a reservation.
-		s.cfg.Logger.Info("own lease was put anew", "key", e.key, "permanent", e.etcd == 0)
-		s.own.etcd, s.own.ttl, s.own.renewed = e.etcd, s.cfg.ttl, time.Time{}
+	if e != nil && bytes.Equal(e.raw, s.own.value) {
+		s.own.due = time.Time{}
+		s.waiting("")
+		return nil
 	}
-	s.own.changed = e.changed
-	s.own.spoiled = !bytes.Equal(e.raw, s.own.value)
-	if s.own.spoiled && time.Since(s.own.rewritten) >= rewriteTime {
-		return s.rewrite(ctx, t, e)
+	if s.own.due = s.own.rewritten.Add(rewriteTime); e != nil && time.Now().Before(s.own.due) {
+		s.waiting("")
+		return nil
+	}
+	err := s.putRight(ctx, t, e)
+	if err == nil || errors.Is(err, errRace) {
+		return errors.New("the own lease was touched")
+	}
+	s.own.due = time.Now().Add(maxPause)
+	if s.stopped(ctx) == nil {
+		s.waiting(s.explain("put right own lease", err))
 	}
 	return nil
 }
 
-// restore makes the own key again after it has gone, if its subnets are free.
-func (s *Source) restore(ctx context.Context, t *table) error {
+// takenAway returns a subnet of ours that overlaps another lease; the zero
+// Prefix if there is none.
+func (s *Source) takenAway(t *table) netip.Prefix {
 	for i, family := range s.network.Families {
 		taken := takenBy(t, family, func(*entry) bool { return true })
 		if taken.overlaps(s.own.subnets[i]) {
-			return fmt.Errorf("%w: %s expired or was deleted, and %s has been leased to another host since; restart this host's agent to get another subnet", ErrLost, s.own.key, s.own.subnets[i])
+			return s.own.subnets[i]
 		}
 	}
+	return netip.Prefix{}
+}
+
+// adopt takes over what someone has put into our key who meant us. Without an
+// etcd lease that made it a reservation.
+func (s *Source) adopt(e *entry) {
+	s.own.changed = e.changed
+	if e.etcd != s.own.etcd {
+		s.cfg.Logger.Info("own lease was put anew", "key", e.key, "permanent", e.permanent())
+		s.own.etcd, s.own.ttl, s.own.renewed = e.etcd, s.cfg.ttl, time.Time{}
+	}
+}
+
+// putRight writes the own lease; e is what the key holds, nil if it is gone.
+func (s *Source) putRight(ctx context.Context, t *table, e *entry) error {
 	fresh := *s.own
-	var expired *entry
-	if fresh.etcd != 0 {
-		expired = &entry{etcd: fresh.etcd}
+	fresh.rewritten, fresh.due = time.Now(), time.Time{}
+	before := &entry{etcd: fresh.etcd}
+	if e == nil && before.permanent() {
+		before = nil // whoever deleted a reservation wants it no more
 	}
 	var spare clientv3.LeaseID
-	if err := s.secure(ctx, &fresh, expired, &spare); err != nil {
-		return err
+	err := s.secure(ctx, &fresh, before, &spare)
+	if err == nil {
+		err = s.commit(ctx, &fresh, e, nil, t.revision)
 	}
-	if err := s.commit(ctx, &fresh, nil, nil, t.revision); err != nil {
+	if err != nil {
 		s.revoke(ctx, spare)
 		return err
 	}
 	s.own = &fresh
-	s.cfg.Logger.Warn("own lease had expired or was deleted and was made again", "key", fresh.key)
-	return errors.New("the own lease was restored")
-}
-
-// rewrite puts the own value back into the own key.
-func (s *Source) rewrite(ctx context.Context, t *table, e *entry) error {
-	fresh := *s.own
-	fresh.rewritten, fresh.spoiled = time.Now(), false
-	if err := s.commit(ctx, &fresh, e, nil, t.revision); err != nil {
-		return err
-	}
-	s.own = &fresh
-	s.cfg.Logger.Warn("own lease was changed by another and was put right; is there a second agent with this address?", "key", fresh.key)
-	return errors.New("the own lease was put right")
+	s.cfg.Logger.Warn("own lease was deleted, had expired or was changed, and was put right", "key", fresh.key, "gone", e == nil)
+	return nil
 }
 
 // nextUpkeep is the time until tend is due.
@@ -106,8 +123,8 @@ func (s *Source) nextUpkeep() time.Duration {
 	if s.own.etcd != 0 {
 		next = min(next, time.Until(s.renewAt()))
 	}
-	if s.own.spoiled {
-		next = min(next, time.Until(s.own.rewritten.Add(rewriteTime)))
+	if !s.own.due.IsZero() {
+		next = min(next, time.Until(s.own.due))
 	}
 	return max(next, minPause)
 }
@@ -128,7 +145,7 @@ func (s *Source) renewAt() time.Time {
 // It returns the time until it wants to be called again; an error asks for a
 // fresh listing.
 func (s *Source) tend(ctx context.Context) (next time.Duration, err error) {
-	if s.own.spoiled && time.Since(s.own.rewritten) >= rewriteTime {
+	if !s.own.due.IsZero() && !time.Now().Before(s.own.due) {
 		return 0, errors.New("the own lease is to be put right")
 	}
 	if s.own.etcd != 0 && !time.Now().Before(s.renewAt()) {
@@ -151,6 +168,8 @@ func (s *Source) tend(ctx context.Context) (next time.Duration, err error) {
 		}
 		return maxPause, nil
 	}
-	s.waiting("")
+	if s.own.due.IsZero() {
+		s.waiting("")
+	}
 	return s.nextUpkeep(), nil
 }

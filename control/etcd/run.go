@@ -33,7 +33,6 @@ func (s *Source) Run(ctx context.Context, deliver func(control.Snapshot)) error 
 		heard := false
 		reason := s.settle(ctx, t)
 		if reason == nil {
-			s.waiting("")
 			deliver(t.snapshot())
 			heard, reason = s.follow(ctx, t, deliver)
 		}

@@ -350,7 +350,7 @@ func TestRunPutsRight(t *testing.T) {
 	if err := r.ended(); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	if !s.own.spoiled || s.nextUpkeep() > rewriteTime {
+	if s.own.due.IsZero() || s.nextUpkeep() > rewriteTime {
 		t.Errorf("it is not to be put right: %+v", s.own)
 	}
 	s.own.rewritten = s.own.rewritten.Add(-rewriteTime)
@@ -378,6 +378,21 @@ func TestRunBecomesReservation(t *testing.T) {
 		t.Errorf("have %v, %v", next, err)
 	}
 	if p := st.all()[key]; p.etcd != 0 {
+		t.Errorf("have %+v", p)
+	}
+}
+
+// A key that was spoilt while this host was away for longer than its etcd
+// lease lives is put right under a new one.
+func TestRunPutsRightLate(t *testing.T) {
+	st := network(t, net4)
+	s := st.source(st.config())
+	key := "subnets/" + st.acquire(s, claim(1)).Host
+	st.put(key, "junk")
+	st.expire(s.own.etcd)
+	r := st.run(s)
+	r.until("the own lease", func(s control.Snapshot) bool { return len(s.Leases) == 1 && len(s.Problems) == 0 })
+	if p := st.all()[key]; p.value != value4(1) || p.etcd == 0 {
 		t.Errorf("have %+v", p)
 	}
 }

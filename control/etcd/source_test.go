@@ -13,12 +13,14 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/netconf"
@@ -350,8 +352,10 @@ func TestTLSFiles(t *testing.T) {
 	}
 }
 
-// A user name and password are used, and a wrong one is waited on.
-func TestPassword(t *testing.T) {
+// guarded is a server that asks for a password: its store is root's, and user
+// "host" may do no more than a flanneld has to.
+func guarded(t *testing.T) (*store, Config) {
+	t.Helper()
 	srv := ownServer(t)
 	st := newStore(t, srv.endpoint)
 	st.put("config", net4)
@@ -362,16 +366,11 @@ func TestPassword(t *testing.T) {
 		func() error { _, err := st.UserGrantRole(ctx, "root", "root"); return err },
 		func() error { _, err := st.UserAdd(ctx, "host", "secret"); return err },
 		func() error { _, err := st.RoleAdd(ctx, "host"); return err },
-		// No more than what a flanneld needs.
 		func() error {
 			_, err := st.RoleGrantPermission(ctx, "host", st.prefix+"/config", "", clientv3.PermissionType(clientv3.PermRead))
 			return err
 		},
-		func() error {
-			key := st.prefix + "/subnets"
-			_, err := st.RoleGrantPermission(ctx, "host", key, clientv3.GetPrefixRangeEnd(key), clientv3.PermissionType(clientv3.PermReadWrite))
-			return err
-		},
+		func() error { return st.allow(clientv3.PermissionType(clientv3.PermReadWrite)) },
 		func() error { _, err := st.UserGrantRole(ctx, "host", "host"); return err },
 		func() error { _, err := st.AuthEnable(ctx); return err },
 	} {
@@ -379,16 +378,31 @@ func TestPassword(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{srv.endpoint}, Username: "root", Password: "secret", Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	st.Client = root
 	cfg := st.config()
 	cfg.Username, cfg.Password = "host", "secret"
+	return st, cfg
+}
+
+// allow sets what "host" may do with subnets.
+func (st *store) allow(what clientv3.PermissionType) error {
+	key := st.prefix + "/subnets"
+	_, err := st.RoleGrantPermission(st.t.Context(), "host", key, clientv3.GetPrefixRangeEnd(key), what)
+	return err
+}
+
+// A user name and password are used, and a wrong one is waited on.
+func TestPassword(t *testing.T) {
+	st, cfg := guarded(t)
 	s := st.source(cfg)
 	st.acquire(s, claim(1))
 	r := st.run(s)
 	r.until("the own lease", func(s control.Snapshot) bool { return len(s.Leases) == 1 })
-	if _, err := s.tend(ctx); err != nil {
-		t.Error(err)
-	}
-
 	for want, change := range map[string]func(*Config){
 		"invalid user ID or password": func(c *Config) { c.Password = "wrong" },
 		"user name is empty":          func(c *Config) { c.Username, c.Password = "", "" },
@@ -399,4 +413,27 @@ func TestPassword(t *testing.T) {
 			t.Errorf("have %q, want %q", reason, want)
 		}
 	}
+}
+
+// An etcd that takes no writes keeps nobody from hearing of the others.
+func TestRunReadOnly(t *testing.T) {
+	st, cfg := guarded(t)
+	waiting := newReasons()
+	cfg.Waiting = waiting.add
+	r := member(t, st, cfg, 1)
+	if err := st.allow(clientv3.PermissionType(clientv3.PermRead)); err != nil {
+		t.Fatal(err)
+	}
+	st.delete("subnets/10.244.1.0-24")
+	reason := waiting.next(t, func(reason string) bool { return reason != "" })
+	if !strings.Contains(reason, "put right own lease in etcd") || !strings.Contains(reason, "permission denied") {
+		t.Errorf("have %q", reason)
+	}
+	st.put("subnets/10.244.2.0-24", value4(2))
+	r.until("a peer", func(s control.Snapshot) bool { return slices.Equal(hosts(s), []string{"10.244.2.0-24"}) })
+	if err := st.allow(clientv3.PermissionType(clientv3.PermReadWrite)); err != nil {
+		t.Fatal(err)
+	}
+	r.until("the own lease", has("10.244.1.0-24"))
+	waiting.next(t, func(reason string) bool { return reason == "" })
 }

@@ -37,7 +37,7 @@ func checkEndpoints(endpoints []string) (secure bool, err error) {
 		}
 	}
 	if len(schemes) > 1 {
-		return false, fmt.Errorf("Endpoints %s mix schemes; use one for all", strings.Join(endpoints, ","))
+		return false, fmt.Errorf("mixed schemes in Endpoints %s; use one for all", strings.Join(endpoints, ","))
 	}
 	return schemes["https"] || schemes["unixs"], nil
 }

@@ -112,7 +112,7 @@ func parseLines(data []byte) (map[string]string, error) {
 			continue
 		}
 		if !ok {
-			return nil, fmt.Errorf("line %d: %s without a value; want %s=...", number+1, key, key)
+			return nil, fmt.Errorf("line %d: %s without a value; want %s=value", number+1, key, key)
 		}
 		value, err := unquote(value)
 		if err != nil {
