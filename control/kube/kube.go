@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -117,13 +116,7 @@ func (s *Source) NetConf(ctx context.Context) (netconf.Config, error) {
 }
 
 func readNetConf(path string) (netconf.Config, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return netconf.Config{}, fmt.Errorf("read network configuration: %w", err)
-	}
-	defer file.Close()
-	// One byte more than is allowed, so that Parse sees that it is too much.
-	data, err := io.ReadAll(io.LimitReader(file, netconf.MaxSize+1))
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return netconf.Config{}, fmt.Errorf("read network configuration: %w", err)
 	}

@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -37,7 +36,7 @@ func newSource(t *testing.T, f *fakeServer, change func(*Config)) (*Source, *rea
 	why := newReasons()
 	cfg := Config{
 		APIURL: f.URL, NodeName: "own", NetConfPath: path, SetNetworkUnavailable: true,
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)), Waiting: why.Waiting,
+		Logger: slog.New(slog.DiscardHandler), Waiting: why.Waiting,
 	}
 	if change != nil {
 		change(&cfg)

@@ -189,6 +189,16 @@ func TestChanges(t *testing.T) {
 	}
 }
 
+// TestBackendAlone: host-gw and ipip differ in nothing but the name.
+func TestBackendAlone(t *testing.T) {
+	f := newFakeServer(t)
+	_, fd := following(t, f)
+	for _, backend := range []string{"host-gw", "ipip"} {
+		f.edit("b", func(n *corev1.Node) { n.Annotations["flannel.alpha.coreos.com/backend-type"] = backend })
+		fd.awaitUntil(t, backend, func(snapshot control.Snapshot) bool { return snapshot.Leases[0].Backend == backend })
+	}
+}
+
 func TestNodeDeleted(t *testing.T) {
 	f := newFakeServer(t)
 	_, fd := following(t, f)
