@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/tunnel"
@@ -224,19 +225,22 @@ func TestJunkHarmsNobodyElse(t *testing.T) {
 // TestHeartbeatsAreNoNews holds that a change of what is never read delivers
 // nothing: kubelets write their Nodes every few minutes.
 func TestHeartbeatsAreNoNews(t *testing.T) {
-	f := newFakeServer(t)
-	_, fd := following(t, f)
-	before := len(fd.snapshots(t))
-	for i := range 20 {
-		f.edit("b", func(n *corev1.Node) {
-			n.Annotations["example.com/noise"] = fmt.Sprint(i)
-			n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Message: fmt.Sprint(i)}}
-		})
+	n := newNodes("flannel.alpha.coreos.com/", func() {})
+	if err := n.Replace([]any{newPeer("b", 2), newNode("stranger")}, ""); err != nil {
+		t.Fatal(err)
 	}
-	f.remove("c") // comes after all of them
-	fd.await(t, peerLease("b", 2))
-	if got := len(fd.snapshots(t)) - before; got != 1 {
-		t.Errorf("%d Snapshots were delivered, want 1", got)
+	<-n.changed
+	for _, node := range []*corev1.Node{newPeer("b", 2), newNode("stranger")} {
+		node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Message: "a minute later"}}
+		metav1.SetMetaDataAnnotation(&node.ObjectMeta, "example.com/noise", "a minute later")
+		if err := n.Update(node); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-n.changed:
+		t.Error("a heartbeat is news")
+	default:
 	}
 }
 
