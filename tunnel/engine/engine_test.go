@@ -7,8 +7,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -264,6 +266,52 @@ func TestSetPeersWhileRunning(t *testing.T) {
 	group.Wait()
 	a.end(t)
 	b.end(t)
+}
+
+// lone is a Device that notices two writers at once.
+type lone struct {
+	tunnel.Device
+	busy, shared atomic.Bool
+}
+
+func (l *lone) Write(packets []tunnel.Outgoing) (int, error) {
+	if l.busy.Swap(true) {
+		l.shared.Store(true)
+	}
+	runtime.Gosched()
+	l.busy.Store(false)
+	return len(packets), nil
+}
+
+// A Device has one writer at a time, however many workers there are.
+func TestOneWriter(t *testing.T) {
+	device, _ := tunneltest.NewDevices(testMTU, tunneltest.AllOffloads())
+	watched := &lone{Device: device}
+	wire := tunneltest.NewWire(tunneltest.WireConfig{})
+	config := Config{Device: watched, Logger: discard}
+	for port := range uint16(3) {
+		config.Sockets = append(config.Sockets, wire.Socket(withPort(hereOuter, port+1), tunneltest.AllOffloads()))
+	}
+	e, err := New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(e.SetPeers(far.peers()), e.SetLocals(here.locals())); err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	for _, rx := range e.rx {
+		group.Go(func() {
+			frame := far.frame(toHere(true, []byte("data")).Bytes())
+			for range 2000 {
+				rx.process([]tunnel.Datagrams{{Addr: farOuter, Data: frame}})
+			}
+		})
+	}
+	group.Wait()
+	if watched.shared.Load() {
+		t.Error("two workers wrote at once")
+	}
 }
 
 func TestRunStops(t *testing.T) {

@@ -14,10 +14,10 @@ import (
 const (
 	rxArena   = 8 * (tunnel.MaxPacket + 1) // runs per Socket receive, if they are large
 	rxRuns    = 64
-	rxPackets = 512 // packets between two flushes
-	rxParts   = 1024
-	rxSlab    = 32 << 10 // headers of super-packets between two flushes
-	rxCut     = 64       // segments per Device write of a super-packet that has to be cut
+	rxPackets = 512           // packets between two flushes
+	rxParts   = 2 * rxPackets // no packet takes more: a header and its payload
+	rxSlab    = 32 << 10      // headers of super-packets between two flushes
+	rxCut     = 64            // segments per Device write of a super-packet that has to be cut
 )
 
 // mtuFor is how long the Device's MTU is taken to be what it was.
@@ -291,10 +291,10 @@ func (r *rx) learnMTU() {
 }
 
 // reserve makes sure that one more packet, and the group it may close, can be
-// queued, by flushing if need be.
+// queued, by flushing if need be. Headers are never longer than half the slab,
+// as packet.Parse bounds the walk along them.
 func (r *rx) reserve() {
-	if len(r.packets) == cap(r.packets) || len(r.out)+2 > cap(r.out) ||
-		len(r.parts)+packet.MaxMerged+4 > cap(r.parts) || len(r.slab) < rxSlab/2 {
+	if len(r.packets) == cap(r.packets) || len(r.slab) < rxSlab/2 {
 		r.flush()
 	}
 }

@@ -125,7 +125,13 @@ func TestNoChecksumToSee(t *testing.T) {
 			t.Errorf("%s: a checksum is seen", name)
 		}
 	}
-	bare := udp(true, []byte("data")).Bytes()
+	// UDP without a checksum is not checked, even where 0 would be the right sum.
+	p := udp(true, make([]byte, 2))
+	copy(p.Payload, p.Bytes()[26:28])
+	bare := p.Bytes()
+	if bare[26] != 0xff || bare[27] != 0xff {
+		t.Fatalf("the checksum is %x", bare[26:28])
+	}
 	bare[26], bare[27] = 0, 0
 	if v := mustParse(t, bare); v.Valid() || v.Partial() {
 		t.Error("UDP without checksum counts as checked")
