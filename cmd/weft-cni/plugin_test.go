@@ -269,6 +269,14 @@ func TestKilledSave(t *testing.T) {
 	}
 	f.wantCalls()
 	f.wantFiles(".cbr0@c1@eth00.12345")
+
+	f.put("cbr0@c1@eth0", legacy)
+	f.put(".cbr0@c1@eth0.67890", "{")
+	if err := f.del(f.args("c1", "eth0", "")); err != nil {
+		t.Error(err)
+	}
+	f.wantCalls("DEL c1 eth0")
+	f.wantFiles(".cbr0@c1@eth00.12345")
 }
 
 func TestCheck(t *testing.T) {
@@ -335,7 +343,7 @@ func TestGC(t *testing.T) {
 		f.put("c3", legacy)
 		f.put("c4", legacy)
 		f.put("c5", strings.Replace(legacy, "cbr0", "other", 1))
-		f.put(".cbr0@c9@eth0.1", "{")
+		f.put(".cbr0@c9@eth0.1", legacy) // of a save that was killed
 		f.delegates.calls = nil
 	}
 	add()
