@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"time"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/lease"
-	"github.com/weft-net/weft/control/netconf"
 )
 
 // maxStale bounds how many left-over leases of this host go in one transaction;
@@ -41,6 +39,7 @@ func (s *Source) Acquire(ctx context.Context, claim control.Claim) (control.Leas
 	if err := s.checkFamilies(claim); err != nil {
 		return control.Lease{}, fmt.Errorf("acquire lease: %w", err)
 	}
+	claim.Legs = slices.Clone(claim.Legs)
 	var spare clientv3.LeaseID // granted, not yet used
 	var pause backoff
 	for {
@@ -63,9 +62,21 @@ func (s *Source) Acquire(ctx context.Context, claim control.Claim) (control.Leas
 		}
 		if !errors.Is(err, errRace) {
 			s.waiting(s.explain("acquire lease", err))
+			wishAgain(claim, own)
 		}
 		if err := pause.wait(ctx, s.ctx); err != nil {
 			return control.Lease{}, fmt.Errorf("acquire lease: %w", err)
+		}
+	}
+}
+
+// wishAgain makes the claim ask for what the last attempt asked for. A write
+// that has not been answered may still come to pass, and a second one must
+// then collide with it instead of making a second lease.
+func wishAgain(claim control.Claim, last *holding) {
+	if last != nil {
+		for i := range claim.Legs {
+			claim.Legs[i].Subnet = last.subnets[i]
 		}
 	}
 }
@@ -93,7 +104,8 @@ func (s *Source) read(own *holding) (control.Lease, error) {
 	return value.Lease(lease.HostOfKey(own.key), own.subnets), nil
 }
 
-// tryAcquire makes one attempt on a listing. An etcd lease that it had to make
+// tryAcquire makes one attempt on a listing. With an error it returns what it
+// tried to write, if it got so far. An etcd lease that it had to make
 // is left in spare, for the next attempt. Further leases of this host are
 // left-overs and go, unless they are reservations or also another host's.
 func (s *Source) tryAcquire(ctx context.Context, t *table, claim control.Claim, value []byte, spare *clientv3.LeaseID) (*holding, error) {
@@ -124,7 +136,7 @@ func (s *Source) tryAcquire(ctx context.Context, t *table, claim control.Claim, 
 		old = nil // a reservation that cannot be used is not ours to delete
 	}
 	if err := s.secure(ctx, own, old, spare); err != nil {
-		return nil, err
+		return own, err
 	}
 	stale := slices.DeleteFunc(ours, func(e *entry) bool { return e == old || e.permanent() })
 	stale = stale[:min(len(stale), maxStale)]
@@ -141,100 +153,6 @@ func publicIPs(claim control.Claim) []netip.Addr {
 		addrs[i] = leg.PublicIP
 	}
 	return addrs
-}
-
-// choose picks a subnet for every leg of the claim. old is the lease to go on
-// with, or nil; ours are all leases that leave room for this host.
-func (s *Source) choose(t *table, claim control.Claim, old *entry, ours []*entry) ([]netip.Prefix, error) {
-	if old != nil && s.keeps(t, old, ours) {
-		return old.subnets, nil
-	}
-	var wished []netip.Prefix
-	if old != nil {
-		wished = append(wished, old.subnets...)
-	}
-	for _, leg := range claim.Legs {
-		wished = append(wished, leg.Subnet)
-	}
-	wished = append(wished, s.cfg.Previous...)
-	var subnets []netip.Prefix
-	for _, family := range s.network.Families {
-		taken := takenBy(t, family, func(e *entry) bool { return !slices.Contains(ours, e) })
-		free := func(p netip.Prefix) bool { return family.Usable(p) && !taken.overlaps(p) }
-		if n := slices.IndexFunc(wished, free); n >= 0 {
-			subnets = append(subnets, wished[n])
-			continue
-		}
-		some := taken.free(family)
-		if len(some) == 0 {
-			return nil, fmt.Errorf("%w from %s to %s of length /%d in %s: %d leases", errFull,
-				family.SubnetMin, family.SubnetMax, family.SubnetLen, family.Network, len(t.entries))
-		}
-		subnets = append(subnets, some[rand.N(len(some))])
-	}
-	return subnets, nil
-}
-
-// keeps tells whether a lease can stay as it is: it fits the network, and no
-// older lease of another host has the better right to a part of it.
-func (s *Source) keeps(t *table, old *entry, ours []*entry) bool {
-	if len(old.subnets) != len(s.network.Families) {
-		return false
-	}
-	for i, family := range s.network.Families {
-		older := takenBy(t, family, func(e *entry) bool { return !slices.Contains(ours, e) && e.created < old.created })
-		if !family.Usable(old.subnets[i]) || older.overlaps(old.subnets[i]) {
-			return false
-		}
-	}
-	return true
-}
-
-// occupied is the taken part of one family's network.
-type occupied struct {
-	length int
-	exact  map[netip.Prefix]bool // subnets of this length that are taken, in part or whole
-	wide   []netip.Prefix        // shorter prefixes
-}
-
-func takenBy(t *table, family netconf.Family, counts func(*entry) bool) occupied {
-	o := occupied{length: family.SubnetLen, exact: map[netip.Prefix]bool{}}
-	for _, e := range t.entries {
-		if !counts(e) {
-			continue
-		}
-		for _, subnet := range e.subnets {
-			switch {
-			case subnet.Addr().Is4() != family.Network.Addr().Is4():
-			case subnet.Bits() < o.length:
-				o.wide = append(o.wide, subnet)
-			default:
-				o.exact[netip.PrefixFrom(subnet.Addr(), o.length).Masked()] = true
-			}
-		}
-	}
-	return o
-}
-
-// overlaps is meant for subnets of the family's length.
-func (o occupied) overlaps(subnet netip.Prefix) bool {
-	return o.exact[subnet] || slices.ContainsFunc(o.wide, subnet.Overlaps)
-}
-
-// free returns the first free subnets, at most a hundred: enough that hosts
-// which choose at the same time seldom choose the same.
-func (o occupied) free(family netconf.Family) []netip.Prefix {
-	var free []netip.Prefix
-	for subnet := family.First(); subnet.IsValid() && len(free) < 100; {
-		past := subnet
-		if i := slices.IndexFunc(o.wide, subnet.Overlaps); i >= 0 {
-			past = o.wide[i]
-		} else if !o.exact[subnet] {
-			free = append(free, subnet)
-		}
-		subnet = family.After(past)
-	}
-	return free
 }
 
 // secure finds the etcd lease that own will hang on: that of the old key if it
@@ -295,9 +213,10 @@ func (s *Source) revoke(ctx context.Context, id clientv3.LeaseID) {
 }
 
 // commit writes own, in place of old if there is one, and removes stale. It
-// does so only if those are as listed, and if no key has come into being since
-// the listing: two hosts that choose different keys with the same IPv6 subnet
-// would otherwise both succeed. errRace says that this was not so.
+// does so only if those are as listed, and if no key that may hold a subnet of
+// own has come into being since the listing. With one family that is a key
+// that begins like ours; with two it may be any, because two different keys
+// may hold the same IPv6 subnet. errRace says that this was not so.
 func (s *Source) commit(ctx context.Context, own *holding, old *entry, stale []*entry, listed int64) error {
 	var still []clientv3.Cmp
 	var then []clientv3.Op
@@ -309,9 +228,13 @@ func (s *Source) commit(ctx context.Context, own *holding, old *entry, stale []*
 		still = append(still, clientv3.Compare(clientv3.ModRevision(old.key), "=", old.changed))
 	}
 	if old == nil || old.key != own.key {
+		rivals := own.key
+		if len(own.subnets) > 1 {
+			rivals = s.watched()
+		}
 		still = append(still,
 			clientv3.Compare(clientv3.CreateRevision(own.key), "=", 0),
-			clientv3.Compare(clientv3.CreateRevision(s.watched()).WithPrefix(), "<", listed+1))
+			clientv3.Compare(clientv3.CreateRevision(rivals).WithPrefix(), "<", listed+1))
 		if old != nil {
 			then = append(then, clientv3.OpDelete(old.key))
 		}

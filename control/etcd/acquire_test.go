@@ -393,7 +393,8 @@ func TestFindOwn(t *testing.T) {
 	}
 }
 
-// A write whose answer is lost is found again, and its etcd lease not revoked.
+// A write whose answer is lost, and that comes to pass only after the next
+// listing, is neither doubled nor given up.
 func TestAcquireUnansweredWrite(t *testing.T) {
 	st := network(t, net4)
 	s := st.source(st.config())
@@ -401,16 +402,17 @@ func TestAcquireUnansweredWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spare := st.grant()
+	wanted, value, spare := claim(1), []byte(value4(1)), st.grant()
+	wishAgain(wanted, nil)
+	wishAgain(wanted, &holding{subnets: []netip.Prefix{prefix("10.244.3.0/24")}})
 	st.put("subnets/10.244.3.0-24", value4(1), clientv3.WithLease(spare))
-	value := []byte(value4(1))
-	if _, err := s.tryAcquire(t.Context(), table, claim(1), value, &spare); !errors.Is(err, errRace) {
-		t.Fatalf("have %v, want a lost race", err)
+	if own, err := s.tryAcquire(t.Context(), table, wanted, value, &spare); !errors.Is(err, errRace) || own.subnets[0] != prefix("10.244.3.0/24") {
+		t.Fatalf("have %+v, %v, want a lost race", own, err)
 	}
 	if table, err = s.list(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	own, err := s.tryAcquire(t.Context(), table, claim(1), value, &spare)
+	own, err := s.tryAcquire(t.Context(), table, wanted, value, &spare)
 	if err != nil || own.etcd != spare || len(st.all()) != 1 {
 		t.Errorf("have %+v, %v", own, err)
 	}
