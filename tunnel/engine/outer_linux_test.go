@@ -37,6 +37,25 @@ func (s *site) sendRaw(to netip.Addr, datagram, options []byte) {
 	}
 }
 
+// outerDatagram is the UDP datagram that brings an inner packet of the outer
+// family, with so much payload, from one site to another's pod.
+func outerDatagram(from, to *site, source netip.Addr, size int) []byte {
+	is4 := from.outer.Is4()
+	inner := tunneltest.Packet{
+		Source: netip.AddrPortFrom(source, 9), Destination: netip.AddrPortFrom(to.podAddr(is4), 9),
+		Protocol: tunneltest.UDP, Payload: make([]byte, size),
+	}
+	etherType, headers := uint16(0x86dd), 40
+	if is4 {
+		etherType, headers = 0x0800, 20
+	}
+	outer := tunneltest.Packet{
+		Source: netip.AddrPortFrom(from.outer, interopPort), Destination: netip.AddrPortFrom(to.outer, interopPort),
+		Protocol: tunneltest.UDP, Payload: tunneltest.Frame(testVNI, to.mac, from.mac, etherType, inner.Bytes()),
+	}
+	return outer.Bytes()[headers:]
+}
+
 // TestInteropOuter is what only a kernel below a real socket can show of the
 // forgery matrix: cases 17 to 19. The outer packet may come in any lawful form,
 // an unlawful one does not arrive, and in no form does a forged inner source.
@@ -46,22 +65,7 @@ func TestInteropOuter(t *testing.T) {
 			sites := newSites(t, outerFamily, lab.OffloadFull, false, true)
 			engine, kernel := sites[0], sites[1]
 			is4 := outerFamily == 4
-			datagram := func(source netip.Addr, size int) []byte {
-				inner := tunneltest.Packet{
-					Source:      netip.AddrPortFrom(source, 9),
-					Destination: netip.AddrPortFrom(engine.podAddr(is4), 9), Protocol: tunneltest.UDP, Payload: make([]byte, size),
-				}
-				etherType, headers := uint16(0x86dd), 40
-				if is4 {
-					etherType, headers = 0x0800, 20
-				}
-				outer := tunneltest.Packet{
-					Source:      netip.AddrPortFrom(kernel.outer, interopPort),
-					Destination: netip.AddrPortFrom(engine.outer, interopPort), Protocol: tunneltest.UDP,
-					Payload: tunneltest.Frame(testVNI, engine.mac, kernel.mac, etherType, inner.Bytes()),
-				}
-				return outer.Bytes()[headers:]
-			}
+			datagram := func(source netip.Addr, size int) []byte { return outerDatagram(kernel, engine, source, size) }
 			genuine, forged := kernel.podAddr(is4), kernel.podAddr(is4).Prev().Prev().Prev()
 			tests := []struct {
 				name    string

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -195,20 +196,20 @@ func (r *rx) knowsVNI(vni uint32) bool {
 
 // dropOf is the counter for an error of Parse, in vxlan or packet.
 func dropOf(err error) Counter {
-	switch err { //nolint:errorlint // sentinels, never wrapped, once per packet
-	case vxlan.ErrTruncated, packet.ErrTruncated:
+	switch {
+	case errors.Is(err, vxlan.ErrTruncated), errors.Is(err, packet.ErrTruncated):
 		return RxDropTruncated
-	case vxlan.ErrHeader:
+	case errors.Is(err, vxlan.ErrHeader):
 		return RxDropHeader
-	case vxlan.ErrVLAN:
+	case errors.Is(err, vxlan.ErrVLAN):
 		return RxDropVLAN
-	case vxlan.ErrARP:
+	case errors.Is(err, vxlan.ErrARP):
 		return RxDropARP
-	case vxlan.ErrLLC:
+	case errors.Is(err, vxlan.ErrLLC):
 		return RxDropLLC
-	case vxlan.ErrNotIP:
+	case errors.Is(err, vxlan.ErrNotIP):
 		return RxDropNotIP
-	case packet.ErrLength:
+	case errors.Is(err, packet.ErrLength):
 		return RxDropLength
 	}
 	return RxDropMalformed

@@ -46,16 +46,17 @@ func TestTooBig(t *testing.T) {
 	})
 }
 
-func TestTooBigNever(t *testing.T) {
-	icmp := func(is4 bool, kind byte) tunneltest.Packet {
-		p := tcp(is4, tunneltest.Echo(is4, 100))
-		p.Protocol = ICMPv6
-		if is4 {
-			p.Protocol = ICMPv4
-		}
-		p.Payload[0] = kind
-		return p
+func icmp(is4 bool, kind byte) tunneltest.Packet {
+	p := tcp(is4, tunneltest.Echo(is4, 100))
+	p.Protocol = ICMPv6
+	if is4 {
+		p.Protocol = ICMPv4
 	}
+	p.Payload[0] = kind
+	return p
+}
+
+func TestTooBigNever(t *testing.T) {
 	from := func(p tunneltest.Packet, source string) tunneltest.Packet {
 		p.Source = netip.AddrPortFrom(netip.MustParseAddr(source), 1)
 		return p

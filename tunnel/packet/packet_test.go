@@ -63,7 +63,16 @@ func extensions(last uint8, types ...uint8) (chain []byte, first uint8) {
 	return chain, types[0]
 }
 
-func TestParse(t *testing.T) {
+// parseTest is a packet and what is to be seen in it.
+type parseTest struct {
+	name      string
+	data      []byte
+	place     Place
+	protocol  uint8
+	transport int
+}
+
+func parseTests() []parseTest {
 	t4, t6 := tcp(true, []byte("data")), tcp(false, []byte("data"))
 	options := t4
 	options.Options = []byte{7, 4, 4, 0}
@@ -85,13 +94,7 @@ func TestParse(t *testing.T) {
 	none := t6
 	none.Extensions, none.FirstExtension = extensions(noNext, destination)
 
-	tests := []struct {
-		name      string
-		data      []byte
-		place     Place
-		protocol  uint8
-		transport int
-	}{
+	return []parseTest{
 		{"TCP", t4.Bytes(), Whole, TCP, 20},
 		{"options", options.Bytes(), Whole, TCP, 24},
 		{"trailing bytes", append(t4.Bytes(), 0, 0, 0), Whole, TCP, 20},
@@ -111,7 +114,10 @@ func TestParse(t *testing.T) {
 		{"first fragment6", first6.Bytes(), First, TCP, 48},
 		{"later fragment6", later6.Bytes(), Later, TCP, 0},
 	}
-	for _, test := range tests {
+}
+
+func TestParse(t *testing.T) {
+	for _, test := range parseTests() {
 		t.Run(test.name, func(t *testing.T) {
 			v := mustParse(t, test.data)
 			if v.Place != test.place || v.Protocol != test.protocol || v.Transport != test.transport {
