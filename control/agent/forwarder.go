@@ -69,7 +69,7 @@ func (f *forwarder) runOnce(ctx context.Context) (err error) {
 		}
 	}()
 	for _, leg := range f.self.Lease.Legs {
-		socket, err := f.agent.Host.Listen(f.agent.listenAddr(leg))
+		socket, err := f.agent.Host.Listen(f.listenAddr(leg))
 		if err != nil {
 			return err
 		}
@@ -151,12 +151,9 @@ func (f *forwarder) Offloads() []string {
 	return why
 }
 
-// listenAddr is where frames for leg arrive: the local outer address's family,
-// on every address, as a kernel VXLAN device listens.
-func (a *Agent) listenAddr(leg control.Leg) netip.AddrPort {
-	addr := netip.IPv4Unspecified()
-	if leg.PublicIP.Is6() {
-		addr = netip.IPv6Unspecified()
-	}
-	return netip.AddrPortFrom(addr, a.policy.Port)
+// listenAddr is where frames for leg arrive. Peers accept frames only from the
+// address they send to, so what we send must leave from it: the socket is bound
+// to the local outer address, and not to all.
+func (f *forwarder) listenAddr(leg control.Leg) netip.AddrPort {
+	return netip.AddrPortFrom(addrOfFamily(f.self.Underlay.Addrs, leg.Subnet), f.agent.policy.Port)
 }
