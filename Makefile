@@ -11,6 +11,8 @@ BIN         := $(CURDIR)/bin
 GOFLAGS_BIN := -trimpath -ldflags=-s\ -w
 CNI_VERSION := v1.9.1
 LINT_VERSION := v2.15.0
+# The newest whose dependencies the module proxy serves.
+FLANNEL_VERSION := v0.26.7
 CNI_PLUGINS := $(addprefix $(CACHE)/cni/,bridge loopback host-local portmap)
 PLATFORMS   := $(foreach os,linux darwin windows freebsd,$(foreach arch,amd64 arm64,$(os)/$(arch)))
 FUZZTIME    ?= 20s
@@ -21,6 +23,7 @@ export WEFT_BIN := $(BIN)/weft
 export WEFT_CNI_BIN := $(BIN)/weft-cni
 export WEFT_LAB_BIN := $(BIN)/weft-lab
 export WEFT_KUBE_BIN := $(CACHE)/weft-kube
+export FLANNELD_BIN := $(CACHE)/flannel
 export CNI_PATH := $(CACHE)/cni
 
 .PHONY: help build demo test e2e lint cross fuzz cover bench clean cni kube tools
@@ -39,7 +42,7 @@ test: build cni ## every test that needs no outside service; CNI plugins are bui
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) test -race ./...
 
-e2e: build cni kube tools ## whole programs on a real kube-apiserver, a second kernel, and fault scripts
+e2e: build cni kube tools $(FLANNELD_BIN) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld
 	$(GO) test -tags e2e -count=1 -timeout 30m ./bench/...
 
 lint: ## golangci-lint with the chosen linters, and formatting
@@ -82,6 +85,10 @@ $(CACHE)/cni/portmap: PLUGIN = meta/$(@F)
 $(CNI_PLUGINS):
 	@echo "building CNI plugin $(@F) $(CNI_VERSION)"
 	@GOBIN=$(CACHE)/cni $(GO) install $(GOFLAGS_BIN) github.com/containernetworking/plugins/plugins/$(PLUGIN)@$(CNI_VERSION)
+
+$(CACHE)/flannel:
+	@echo "building flanneld $(FLANNEL_VERSION) (once)"
+	@CGO_ENABLED=1 GOBIN=$(CACHE) $(GO) install $(GOFLAGS_BIN) github.com/flannel-io/flannel@$(FLANNEL_VERSION)
 
 kube:
 	@bench/kube/build.sh $(WEFT_KUBE_BIN)
