@@ -146,7 +146,7 @@ func TestPackageComments(t *testing.T) {
 // TestOSStaysAtTheEdges holds that netlink, nftables and runtime.GOOS appear
 // only where the design allows them.
 func TestOSStaysAtTheEdges(t *testing.T) {
-	edge := []string{"tunnel/kernel", "tunnel/guard", "tunnel/tundev", "tunnel/udp", "tunnel/underlay"}
+	edge := []string{"tunnel/kernel", "tunnel/guard", "tunnel/tundev", "tunnel/udp", "tunnel/underlay", "tunnel/internal/linux"}
 	for _, p := range listPackages(t) {
 		if below(p.room(), "bench") {
 			continue

@@ -181,18 +181,3 @@ func explainRights(err error) error {
 	}
 	return err
 }
-
-// maxDumps bounds the attempts at a consistent listing. A dump is interrupted
-// when the table changes meanwhile; many attempts in a row are rare even while
-// thousands of entries are programmed.
-const maxDumps = 30
-
-// dump lists until the listing was not interrupted.
-func dump[T any](list func() ([]T, error)) (all []T, err error) {
-	for range maxDumps {
-		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
-			return all, err
-		}
-	}
-	return nil, err
-}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/linux"
 )
 
 func fieldError(field string, err error) error { return fmt.Errorf("%s: %w", field, err) }
@@ -194,7 +195,7 @@ const noVXLAN = "this kernel has no VXLAN: load the module (modprobe vxlan); " +
 
 // rival returns the name of the device that holds our VNI and port.
 func (d *Driver) rival(want tunnel.Link) string {
-	links, err := dump(d.netlink.LinkList)
+	links, err := linux.Dump(d.netlink.LinkList)
 	if err != nil {
 		return ""
 	}

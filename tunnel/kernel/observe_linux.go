@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/linux"
 )
 
 // Observe lists every object of ours. What exists in another form than Apply
@@ -45,7 +46,7 @@ type observation struct {
 const notAsWanted = -1
 
 func (o *observation) links() error {
-	links, err := dump(o.driver.netlink.LinkList)
+	links, err := linux.Dump(o.driver.netlink.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}
@@ -99,7 +100,7 @@ func macOf(address []byte) (mac tunnel.MAC) {
 }
 
 func (o *observation) addresses() error {
-	all, err := dump(func() ([]netlink.Addr, error) { return o.driver.netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	all, err := linux.Dump(func() ([]netlink.Addr, error) { return o.driver.netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -154,7 +155,7 @@ func (o *observation) fdb() error {
 
 // neighborEntries lists the entries of one family on our devices.
 func (o *observation) neighborEntries(family uint8) ([]netlink.Neigh, error) {
-	all, err := dump(func() ([]netlink.Neigh, error) {
+	all, err := linux.Dump(func() ([]netlink.Neigh, error) {
 		return o.driver.netlink.NeighListExecute(netlink.Ndmsg{Family: family})
 	})
 	return slices.DeleteFunc(all, func(entry netlink.Neigh) bool { return !o.own[entry.LinkIndex] }), err

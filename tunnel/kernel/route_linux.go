@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/linux"
 )
 
 const (
@@ -224,7 +225,7 @@ func (d *Driver) isAltered(key tunnel.Key) bool {
 
 // listRoutes lists the main table.
 func (d *Driver) listRoutes() ([]netlink.Route, error) {
-	routes, err := dump(func() ([]netlink.Route, error) {
+	routes, err := linux.Dump(func() ([]netlink.Route, error) {
 		return d.netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, 0)
 	})
 	if err != nil {

@@ -2,7 +2,6 @@ package underlay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/tunnel/internal/linux"
 	"github.com/weft-net/weft/tunnel/internal/watch"
 )
 
@@ -61,23 +61,15 @@ func Observe(ctx context.Context) (Facts, error) {
 	return facts, nil
 }
 
-// maxLists bounds the attempts at a listing: the kernel interrupts one while
-// what is listed changes.
-const maxLists = 30
-
-func list[T any](ctx context.Context, what string, do func() ([]T, error)) (all []T, err error) {
-	for range maxLists {
-		if err = ctx.Err(); err != nil {
-			break
-		}
-		if all, err = do(); err == nil {
-			return all, nil
-		}
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
+func list[T any](ctx context.Context, what string, do func() ([]T, error)) ([]T, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("observe %s: %w", what, err)
 	}
-	return nil, fmt.Errorf("observe %s: %w", what, err)
+	all, err := linux.Dump(do)
+	if err != nil {
+		return nil, fmt.Errorf("observe %s: %w", what, err)
+	}
+	return all, nil
 }
 
 func addrsOf(index int, all []netlink.Addr) []Addr {

@@ -1,6 +1,7 @@
-// Package linux holds what UDP sockets and TUN devices both ask of the Linux
-// kernel: which version it is, and a wait on a file descriptor that Close can
-// end. It must never read or write the descriptor it waits for.
+// Package linux holds what several drivers ask of the Linux kernel: which
+// version it is, a wait on a file descriptor that Close can end, and a listing
+// that no change interrupted. It must never read or write the descriptor it
+// waits for, and never change the kernel's state.
 package linux
 
 import (
