@@ -1,10 +1,6 @@
 package demo
 
 import (
-	"encoding/json"
-	"io"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -42,89 +38,6 @@ func TestMissingPluginIsNamed(t *testing.T) {
 	}
 	if _, err := newPlugins([]string{"/nowhere", dir}); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestRedirect(t *testing.T) {
-	in := `{"kind": "Config", "users": [{"name": "admin", "user": {"token": "t"}}],
-		"clusters": [{"name": "weft", "cluster": {"server": "https://127.0.0.1:6443", "certificate-authority-data": "Q0E="}}]}`
-	want := `{"kind": "Config", "users": [{"name": "admin", "user": {"token": "t"}}],
-		"clusters": [{"name": "weft", "cluster": {"server": "https://192.168.64.254:6443", "tls-server-name": "127.0.0.1", "certificate-authority-data": "Q0E="}}]}`
-	out, err := redirect([]byte(in), "https://127.0.0.1:6443", netip.MustParseAddrPort("192.168.64.254:6443"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var gotValue, wantValue any
-	if err := json.Unmarshal(out, &gotValue); err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal([]byte(want), &wantValue); err != nil {
-		t.Fatal(err)
-	}
-	if !reflect.DeepEqual(gotValue, wantValue) {
-		t.Errorf("got %s, want %s", out, want)
-	}
-	if _, err := redirect([]byte("apiVersion: v1"), "https://127.0.0.1:6443", netip.AddrPort{}); err == nil {
-		t.Error("no error for what is not JSON")
-	}
-}
-
-func listen(t *testing.T) net.Listener {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return listener
-}
-
-// TestRelay holds that bytes pass both ways, that an end passes, and that
-// stopping ends connections that are open.
-func TestRelay(t *testing.T) {
-	server, front := listen(t), listen(t)
-	defer server.Close()
-	stop := relay(front, server.Addr().String())
-	open := func() (near, far net.Conn) {
-		near, err := net.Dial("tcp", front.Addr().String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if far, err = server.Accept(); err != nil {
-			t.Fatal(err)
-		}
-		return near, far
-	}
-	say := func(from, to net.Conn, text string) {
-		t.Helper()
-		if _, err := io.WriteString(from, text); err != nil {
-			t.Fatal(err)
-		}
-		buffer := make([]byte, len(text))
-		if _, err := io.ReadFull(to, buffer); err != nil || string(buffer) != text {
-			t.Fatalf("got %q, want %q: %v", buffer, text, err)
-		}
-	}
-	ended := func(conn net.Conn) {
-		t.Helper()
-		if n, err := conn.Read(make([]byte, 1)); err == nil {
-			t.Errorf("read %d bytes of an ended connection", n)
-		}
-		conn.Close()
-	}
-	near, far := open()
-	say(near, far, "question")
-	say(far, near, "answer")
-	far.Close()
-	ended(near)
-
-	near, far = open()
-	say(near, far, "still there")
-	stop()
-	ended(near)
-	ended(far)
-	if conn, err := net.Dial("tcp", front.Addr().String()); err == nil {
-		conn.Close()
-		t.Error("a stopped relay takes connections")
 	}
 }
 
