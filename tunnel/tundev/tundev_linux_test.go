@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func TestMain(m *testing.M) {
 }
 
 // hosts makes hosts that last as long as the test.
-func hosts(t *testing.T, names ...string) (out []*lab.Host) {
+func hosts(t testing.TB, names ...string) (out []*lab.Host) {
 	t.Helper()
 	world, err := lab.New(lab.Config{})
 	if err != nil {
@@ -43,7 +44,7 @@ func hosts(t *testing.T, names ...string) (out []*lab.Host) {
 }
 
 // open opens a device on a host, for as long as the test, with the addresses.
-func open(t *testing.T, host *lab.Host, config Config, addresses ...string) *Device {
+func open(t testing.TB, host *lab.Host, config Config, addresses ...string) *Device {
 	t.Helper()
 	if config.MTU == 0 {
 		config.MTU = 1450
@@ -63,11 +64,16 @@ func open(t *testing.T, host *lab.Host, config Config, addresses ...string) *Dev
 	})
 	for _, address := range addresses {
 		ip(t, host, "addr", "add", address, "dev", d.Name(), "nodad")
+		// The kernel makes an IPv6 address local some time after it has it.
+		local := "local " + netip.MustParsePrefix(address).Addr().String() + " "
+		for !contains(ip(t, host, "route", "show", "table", "local")+ip(t, host, "-6", "route", "show", "table", "local"), local) {
+			runtime.Gosched()
+		}
 	}
 	return d
 }
 
-func ip(t *testing.T, host *lab.Host, args ...string) string {
+func ip(t testing.TB, host *lab.Host, args ...string) string {
 	t.Helper()
 	out, err := host.Command(context.Background(), "ip", args...).CombinedOutput()
 	if err != nil {
