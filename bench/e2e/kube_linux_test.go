@@ -37,7 +37,7 @@ func TestKubernetes(t *testing.T) {
 	commands := new(steady).commands()
 	commands["kube"] = rig.start
 	for name, command := range map[string]kubeCommand{
-		"kube-apply": applyManifest, "kube-node": addNode, "kube-delete": deleteNode, "kube-get": getObject,
+		"kube-apply": applyManifest, "kube-node": addNode, "kube-bare-node": addBareNode, "kube-delete": deleteNode, "kube-get": getObject,
 		"kube-patch": patchObject, "kube-api": switchAPI, "kube-account": makeAccount,
 	} {
 		commands[name] = rig.command(command)
@@ -122,6 +122,16 @@ func addNode(ctx context.Context, run *script.Run, control *cluster.Cluster, arg
 			return err
 		}
 		if err := control.AddNode(ctx, name, host.Addr(4), host.Addr(6)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addBareNode makes Nodes for which there is no host: kube-bare-node NAME...
+func addBareNode(ctx context.Context, _ *script.Run, control *cluster.Cluster, args []string) error {
+	for _, name := range args {
+		if err := control.AddNode(ctx, name); err != nil {
 			return err
 		}
 	}

@@ -55,11 +55,11 @@ func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatu
 }
 
 // readiness decides whether this host may be called ready: the lease source's
-// listing is whole, everything of this host's own is in place, every peer's
+// listing is whole, a family is usable at all (it gives the MTU), everything of this host's own is in place, every peer's
 // objects have been tried, and not all peers failed. A host that was ready
 // stays so while a new peer is being programmed.
 func readiness(planned control.Plan, items map[tunnel.Key]itemState, was bool) bool {
-	if !planned.Complete {
+	if !planned.Complete || planned.MTU == 0 {
 		return false
 	}
 	for _, object := range planned.Objects {

@@ -27,7 +27,7 @@ func TestReadiness(t *testing.T) {
 	done, failed := itemState{Done: true}, itemState{Err: "no such device", Attempts: 3}
 	disabled := control.HostPlan{Host: "d", Reasons: []string{"publishes no VTEP MAC"}}
 	all := control.Plan{
-		Complete: true, Objects: []tunnel.Object{ownLink, routeB, routeC},
+		Complete: true, MTU: 1450, Objects: []tunnel.Object{ownLink, routeB, routeC},
 		Hosts: []control.HostPlan{hostPlan("b", routeB), hostPlan("c", routeC), disabled},
 	}
 	tests := map[string]struct {
@@ -35,6 +35,7 @@ func TestReadiness(t *testing.T) {
 		items map[tunnel.Key]itemState
 		want  bool
 	}{
+		"no usable family":           {control.Plan{Complete: true}, nil, false},
 		"listing not whole":          {control.Plan{Objects: all.Objects}, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done, routeC.Key(): done}, false},
 		"nothing tried":              {all, nil, false},
 		"one peer not tried":         {all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done}, false},
@@ -42,8 +43,8 @@ func TestReadiness(t *testing.T) {
 		"one peer failed":            {all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): done, routeC.Key(): failed}, true},
 		"every peer failed":          {all, map[tunnel.Key]itemState{ownLink.Key(): done, routeB.Key(): failed, routeC.Key(): failed}, false},
 		"own device failed":          {all, map[tunnel.Key]itemState{ownLink.Key(): failed, routeB.Key(): done, routeC.Key(): done}, false},
-		"alone":                      {control.Plan{Complete: true, Objects: []tunnel.Object{ownLink}}, map[tunnel.Key]itemState{ownLink.Key(): done}, true},
-		"only peers with bad leases": {control.Plan{Complete: true, Objects: []tunnel.Object{ownLink}, Hosts: []control.HostPlan{disabled}}, map[tunnel.Key]itemState{ownLink.Key(): done}, true},
+		"alone":                      {control.Plan{Complete: true, MTU: 1450, Objects: []tunnel.Object{ownLink}}, map[tunnel.Key]itemState{ownLink.Key(): done}, true},
+		"only peers with bad leases": {control.Plan{Complete: true, MTU: 1450, Objects: []tunnel.Object{ownLink}, Hosts: []control.HostPlan{disabled}}, map[tunnel.Key]itemState{ownLink.Key(): done}, true},
 	}
 	for name, test := range tests {
 		if got := readiness(test.plan, test.items, false); got != test.want {

@@ -92,7 +92,8 @@ type Tracker struct {
 type topic int
 
 const (
-	topicLeases topic = iota
+	topicStart topic = iota
+	topicLeases
 	topicUnderlay
 	topicEngine
 	topicCount
@@ -104,10 +105,12 @@ type engineCounters interface {
 	Offloads() []string
 }
 
+const starting = "starting"
+
 // NewTracker starts in the waiting state.
 func NewTracker(host, version string, logger *slog.Logger) *Tracker {
-	return &Tracker{logger: logger, now: time.Now, reasons: map[topic]string{}, status: Status{
-		Host: host, Version: version, State: StateWaiting, Reason: "starting", Since: time.Now(),
+	return &Tracker{logger: logger, now: time.Now, reasons: map[topic]string{topicStart: starting}, status: Status{
+		Host: host, Version: version, State: StateWaiting, Reason: starting, Since: time.Now(),
 		Subnets: []string{}, PublicIPs: []string{}, Peers: []PeerStatus{}, Problems: []Problem{}, Failures: []ItemFailure{},
 	}}
 }
@@ -124,6 +127,7 @@ func (t *Tracker) waitFor(topic topic, reason string) {
 		return
 	}
 	t.reasons[topic] = reason
+	delete(t.reasons, topicStart) // there is something better to say
 	if reason != "" {
 		t.logger.Warn("waiting", "reason", reason)
 	}
@@ -151,6 +155,7 @@ func (t *Tracker) Current() Status {
 
 // joined records the lease and the engine.
 func (t *Tracker) joined(self control.Self, policy control.Policy, engineReason string) {
+	t.waitFor(topicStart, "")
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s := &t.status
@@ -210,7 +215,7 @@ func (t *Tracker) progress(planned control.Plan, items map[tunnel.Key]itemState,
 	switch {
 	case ready:
 		t.setState(StateUp)
-	case s.Items.Failed > 0:
+	case s.Items.Failed > 0 || planned.Complete && planned.MTU == 0:
 		t.setState(StateFailed)
 	default:
 		t.setState(StateProgramming)

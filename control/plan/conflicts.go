@@ -69,7 +69,8 @@ func (b *builder) judge(l control.Lease) *host {
 		}
 	}
 	for _, s := range b.sides {
-		if counts[s.family] == 0 {
+		said := slices.ContainsFunc(h.reasons, func(r string) bool { return strings.HasPrefix(r, s.family.String()+": ") })
+		if counts[s.family] == 0 && !said {
 			h.reject(s.family, "publishes no usable subnet")
 		}
 	}
