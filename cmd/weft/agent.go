@@ -131,6 +131,9 @@ func runAgent(ctx context.Context, o options) error {
 	if o.renewMargin < 1 || o.renewMargin > 1439 {
 		return usageError{fmt.Errorf("--subnet-lease-renew-margin %d: want 1 to 1439 minutes", o.renewMargin)}
 	}
+	if o.engine, err = o.chosenEngine(); err != nil {
+		return err
+	}
 	choice, err := o.underlayRequest()
 	if err != nil {
 		return err
@@ -162,6 +165,18 @@ func runAgent(ctx context.Context, o options) error {
 	err = member.Run(ctx)
 	logger.Info("weft agent ends; what it put into the kernel stays", "err", err)
 	return err
+}
+
+// chosenEngine joins --engine and --device: each device belongs to one engine.
+func (o options) chosenEngine() (string, error) {
+	engine, known := map[string]string{"auto": o.engine, "kernel": "kernel", "tun": "userspace"}[o.device]
+	if !known {
+		return "", usageError{fmt.Errorf("--device %q: want auto, kernel or tun", o.device)}
+	}
+	if o.engine != "auto" && o.engine != engine {
+		return "", usageError{fmt.Errorf("--device=%s does not go with --engine=%s: leave one of them out", o.device, o.engine)}
+	}
+	return engine, nil
 }
 
 // logger is what --log-format, --log-level and -v ask for.
