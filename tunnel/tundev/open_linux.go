@@ -17,8 +17,6 @@ const (
 	// addrGenModeNone is IN6_ADDR_GEN_MODE_NONE: no link-local address, so that
 	// the kernel has nothing of its own to say on the link.
 	addrGenModeNone = 1
-	// tcpHeaders is the usual IPv4 and TCP header with timestamps.
-	tcpHeaders = 20 + 32
 )
 
 // attach opens the node and makes the link.
@@ -120,16 +118,10 @@ func negotiate(config Config, kernel linux.Version, set func(flags int) error) (
 	return o, nil
 }
 
-// gsoMaxSize is the largest super-packet to ask for, so that cut and with the
-// encapsulation in front of every segment it still fits one run of datagrams.
-func gsoMaxSize(mtu int) int {
-	const step = 1000 // room for other headers than the usual ones
-	segments := maxPayload / (mtu + encapsulation)
-	size := segments*(mtu-tcpHeaders) + tcpHeaders
-	return max(size/step*step, mtu)
-}
-
-// setUpLink sets what Config says of the link and brings it up.
+// setUpLink sets what Config says of the link and brings it up. Its
+// gso_max_size stays the kernel's 64 KiB: pods behind a bridge send super-packets
+// of that size, and the kernel would cut whatever is larger than a bound set here
+// into single packets. The engine cuts a super-packet into two runs instead.
 func setUpLink(name string, config Config) error {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -145,10 +137,6 @@ func setUpLink(name string, config Config) error {
 	}
 	if err := handle.LinkSetTxQLen(link, config.TxQueueLen); err != nil {
 		return fmt.Errorf("set queue length %d: %w", config.TxQueueLen, err)
-	}
-	if err := handle.LinkSetGSOMaxSize(link, gsoMaxSize(config.MTU)); err != nil {
-		// The engine then cuts what is too large: slower, and no reason to stop.
-		config.Logger.Info("super-packets are not bounded", "device", name, "error", err)
 	}
 	if err := handle.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil {
 		config.Logger.Debug("link-local address is not off", "device", name, "error", err) // as without IPv6
