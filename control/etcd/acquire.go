@@ -105,9 +105,9 @@ func (s *Source) read(own *holding) (control.Lease, error) {
 }
 
 // tryAcquire makes one attempt on a listing. With an error it returns what it
-// tried to write, if it got so far. An etcd lease that it had to make
-// is left in spare, for the next attempt. Further leases of this host are
-// left-overs and go, unless they are reservations or also another host's.
+// tried to write, if it got so far. An etcd lease that it had to make is left
+// in spare, for the next attempt. Further leases of this host are left-overs
+// and go, unless they are reservations or also another host's.
 func (s *Source) tryAcquire(ctx context.Context, t *table, claim control.Claim, value []byte, spare *clientv3.LeaseID) (*holding, error) {
 	publics := publicIPs(claim)
 	var old *entry

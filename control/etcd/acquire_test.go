@@ -8,7 +8,6 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -118,6 +117,15 @@ func TestAcquireAvoids(t *testing.T) {
 	}
 }
 
+// Half of a network of four thousand million subnets is not looked through.
+func TestAcquireSkips(t *testing.T) {
+	st := network(t, `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/32","Backend":{"Type":"vxlan"}}`)
+	st.put("x-weft-subnets/fd00::-33", value4(8))
+	if got := st.acquire(st.source(st.config()), claim(1, "6")); !prefix("fd00:0:8000::/33").Contains(got.Legs[0].Subnet.Addr()) {
+		t.Errorf("have %s", got.Host)
+	}
+}
+
 // A full network is waited on, and says so.
 func TestAcquireFull(t *testing.T) {
 	st := network(t, `{"Network":"10.244.0.0/28","Backend":{"Type":"vxlan"}}`)
@@ -163,74 +171,6 @@ func TestAcquireClaimErrors(t *testing.T) {
 	if err := s.Run(t.Context(), nil); err == nil {
 		t.Error("Run without a lease")
 	}
-}
-
-// Bug 4 of flannel: a lost race for a subnet makes it exit. Twenty hosts come
-// at once to a network that has room for just them.
-func TestBug4LostRaceRetries(t *testing.T) {
-	for name, test := range map[string]struct {
-		config   string
-		families []string
-	}{
-		"IPv4": {`{"Network":"10.244.0.0/22","SubnetLen":27,"SubnetMin":"10.244.0.0","SubnetMax":"10.244.2.96","Backend":{"Type":"vxlan"}}`, []string{"4"}},
-		// Only the second family is small: its subnets are not in the order of the keys.
-		"dual": {`{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/56","IPv6SubnetMin":"fd00::","IPv6SubnetMax":"fd00:0:0:13::","Backend":{"Type":"vxlan"}}`, []string{"4", "6"}},
-		"IPv6": {`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/56","IPv6SubnetMin":"fd00::","IPv6SubnetMax":"fd00:0:0:13::","Backend":{"Type":"vxlan"}}`, []string{"6"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			st := network(t, test.config)
-			const count = 20
-			before := st.idle()
-			leases := make([]control.Lease, count)
-			var group sync.WaitGroup
-			for i := range leases {
-				s := st.source(st.config())
-				group.Go(func() {
-					var err error
-					if leases[i], err = s.Acquire(t.Context(), claim(byte(i+1), test.families...)); err != nil {
-						t.Errorf("host %d: %v", i, err)
-					}
-				})
-			}
-			group.Wait()
-			var subnets []netip.Prefix
-			for _, l := range leases {
-				for _, leg := range l.Legs {
-					if i := slices.IndexFunc(subnets, leg.Subnet.Overlaps); i >= 0 {
-						t.Errorf("%v was given twice", leg.Subnet)
-					}
-					subnets = append(subnets, leg.Subnet)
-				}
-			}
-			all := st.all()
-			if len(all) != count || len(subnets) != count*len(test.families) {
-				t.Errorf("%d keys, %d subnets", len(all), len(subnets))
-			}
-			// No etcd lease was granted in vain and kept.
-			if idle := st.idle(); idle > before {
-				t.Errorf("%d etcd leases hold nothing", idle-before)
-			}
-		})
-	}
-}
-
-// idle counts the etcd leases of the server that hold no key.
-func (st *store) idle() (idle int) {
-	st.t.Helper()
-	granted, err := st.Leases(st.t.Context())
-	if err != nil {
-		st.t.Fatal(err)
-	}
-	for _, l := range granted.Leases {
-		life, err := st.TimeToLive(st.t.Context(), l.ID, clientv3.WithAttachedKeys())
-		if err != nil {
-			st.t.Fatal(err)
-		}
-		if life.TTL > 0 && len(life.Keys) == 0 {
-			idle++
-		}
-	}
-	return idle
 }
 
 // Bug 4 of flannel: a reservation is given an expiry at the next acquire.
@@ -312,6 +252,9 @@ func TestReservationOutside(t *testing.T) {
 	st := network(t, net4)
 	st.put("subnets/10.9.9.0-24", `{"PublicIP":"192.0.2.1"}`)
 	got := st.acquire(st.source(st.config()), claim(1))
+	if again := st.acquire(st.source(st.config()), claim(1)); again.Host != got.Host {
+		t.Errorf("have %s, then %s", got.Host, again.Host)
+	}
 	all := st.all()
 	if len(all) != 2 || all["subnets/10.9.9.0-24"].etcd != 0 || all["subnets/"+got.Host].etcd == 0 {
 		t.Errorf("have %v", all)
@@ -388,33 +331,12 @@ func TestFindOwn(t *testing.T) {
 	if got := st.acquire(s, claim(1, "4", "6")); got.Host != "10.244.2.0-24&fd00:10:244:2::-64" {
 		t.Errorf("have %s", got.Host)
 	}
+	s.cfg.Previous = nil // now all of the addresses speak for it
+	if got := st.acquire(s, claim(1, "4", "6")); got.Host != "10.244.2.0-24&fd00:10:244:2::-64" {
+		t.Errorf("have %s", got.Host)
+	}
 	if all := st.all(); len(all) != 2 {
 		t.Errorf("the other host's lease is gone: %v", all)
-	}
-}
-
-// A write whose answer is lost, and that comes to pass only after the next
-// listing, is neither doubled nor given up.
-func TestAcquireUnansweredWrite(t *testing.T) {
-	st := network(t, net4)
-	s := st.source(st.config())
-	table, err := s.list(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	wanted, value, spare := claim(1), []byte(value4(1)), st.grant()
-	wishAgain(wanted, nil)
-	wishAgain(wanted, &holding{subnets: []netip.Prefix{prefix("10.244.3.0/24")}})
-	st.put("subnets/10.244.3.0-24", value4(1), clientv3.WithLease(spare))
-	if own, err := s.tryAcquire(t.Context(), table, wanted, value, &spare); !errors.Is(err, errRace) || own.subnets[0] != prefix("10.244.3.0/24") {
-		t.Fatalf("have %+v, %v, want a lost race", own, err)
-	}
-	if table, err = s.list(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	own, err := s.tryAcquire(t.Context(), table, wanted, value, &spare)
-	if err != nil || own.etcd != spare || len(st.all()) != 1 {
-		t.Errorf("have %+v, %v", own, err)
 	}
 }
 

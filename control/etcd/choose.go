@@ -11,14 +11,14 @@ import (
 )
 
 // choose picks a subnet for every leg of the claim. old is the lease to go on
-// with, or nil; ours are all leases that leave room for this host.
+// with, or nil; ours are all leases that leave room for this host, old first.
 func (s *Source) choose(t *table, claim control.Claim, old *entry, ours []*entry) ([]netip.Prefix, error) {
 	if old != nil && s.keeps(t, old, ours) {
 		return old.subnets, nil
 	}
 	var wished []netip.Prefix
-	if old != nil {
-		wished = append(wished, old.subnets...)
+	for _, e := range ours {
+		wished = append(wished, e.subnets...)
 	}
 	for _, leg := range claim.Legs {
 		wished = append(wished, leg.Subnet)

@@ -420,20 +420,29 @@ func TestRunReadOnly(t *testing.T) {
 	st, cfg := guarded(t)
 	waiting := newReasons()
 	cfg.Waiting = waiting.add
-	r := member(t, st, cfg, 1)
+	s := st.source(cfg)
+	own := st.acquire(s, claim(1)).Host
 	if err := st.allow(clientv3.PermissionType(clientv3.PermRead)); err != nil {
 		t.Fatal(err)
 	}
-	st.delete("subnets/10.244.1.0-24")
+	st.delete("subnets/" + own)
+	table, err := s.list(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.settle(t.Context(), table); err != nil || s.nextUpkeep() < maxPause/2 {
+		t.Errorf("have %v, next upkeep in %v", err, s.nextUpkeep())
+	}
+	r := st.run(s)
 	reason := waiting.next(t, func(reason string) bool { return reason != "" })
 	if !strings.Contains(reason, "put right own lease in etcd") || !strings.Contains(reason, "permission denied") {
 		t.Errorf("have %q", reason)
 	}
-	st.put("subnets/10.244.2.0-24", value4(2))
-	r.until("a peer", func(s control.Snapshot) bool { return slices.Equal(hosts(s), []string{"10.244.2.0-24"}) })
+	st.put("subnets/10.244.250.0-24", value4(2))
+	r.until("a peer", func(s control.Snapshot) bool { return slices.Equal(hosts(s), []string{"10.244.250.0-24"}) })
 	if err := st.allow(clientv3.PermissionType(clientv3.PermReadWrite)); err != nil {
 		t.Fatal(err)
 	}
-	r.until("the own lease", has("10.244.1.0-24"))
+	r.until("the own lease", has(own))
 	waiting.next(t, func(reason string) bool { return reason == "" })
 }

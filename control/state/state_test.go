@@ -58,7 +58,7 @@ func TestParseSubnetEnv(t *testing.T) {
 		want SubnetEnv
 	}{
 		"flannel's": {dualText, dual},
-		"by hand": {"\ufeff# pods\r\n\n  export FLANNEL_NETWORK = \"10.244.0.0/16\" # all\r\nFLANNEL_IPV6_NETWORK='fd00:10:244::/56'\r\n" +
+		"by hand": {"\ufeffFLANNEL_IPV6_NETWORK='fd00:10:244::/56'\r\n# pods\r\n\n  export FLANNEL_NETWORK = \"10.244.0.0/16\" # all\r\n" +
 			"FLANNEL_SUBNET=10.244.1.1/24\t# ours\nFLANNEL_IPV6_SUBNET=fd00:10:244:1::1/64\nFLANNEL_MTU=\"1450\"\nFLANNEL_IPMASQ=true\nOTHER\nWHAT=\"ever", dual},
 		"comma lists": {"FLANNEL_NETWORK=10.1.0.0/16,10.2.0.0/16\nFLANNEL_SUBNET=10.1.1.1/24, 10.2.1.1/24\nFLANNEL_MTU=1\nFLANNEL_IPMASQ=false",
 			SubnetEnv{Networks: prefixes("10.1.0.0/16", "10.2.0.0/16"), Subnets: prefixes("10.1.1.0/24", "10.2.1.0/24"), MTU: 1}},
