@@ -112,6 +112,27 @@ func TestStaleListing(t *testing.T) {
 	}
 }
 
+// A left-over that another host has taken since the listing is not removed.
+func TestStaleLeftover(t *testing.T) {
+	st := network(t, net4)
+	s := st.source(st.config())
+	for _, key := range []string{"subnets/10.244.3.0-24", "subnets/10.244.4.0-24"} {
+		st.put(key, value4(1), clientv3.WithLease(st.grant()))
+	}
+	table, err := s.list(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.put("subnets/10.244.4.0-24", value4(2))
+	var spare clientv3.LeaseID
+	if _, err := s.tryAcquire(t.Context(), table, claim(1), []byte(value4(1)), &spare); !errors.Is(err, errRace) {
+		t.Errorf("have %v, want a lost race", err)
+	}
+	if all := st.all(); len(all) != 2 || all["subnets/10.244.4.0-24"].value != value4(2) {
+		t.Errorf("have %+v", all)
+	}
+}
+
 // A write whose answer is lost, and that comes to pass only after the next
 // listing, is neither doubled nor given up.
 func TestAcquireUnansweredWrite(t *testing.T) {
