@@ -29,10 +29,7 @@ var users = []struct {
 // labCommand prepares weft-lab to run as a user with a home of its own.
 func labCommand(t *testing.T, user uint32, args ...string) *exec.Cmd {
 	t.Helper()
-	program := os.Getenv("WEFT_LAB_BIN")
-	if program == "" {
-		t.Fatal("WEFT_LAB_BIN is not set: run `make e2e`")
-	}
+	program := install(t)
 	if os.Geteuid() != 0 {
 		t.Fatal("only root can test what the demo does for root and for others")
 	}
@@ -53,22 +50,90 @@ func labCommand(t *testing.T, user uint32, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), "HOME="+home, "TMPDIR="+home)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home}
 	cmd.Dir = home
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
 	cmd.WaitDelay = time.Second
 	return cmd
 }
 
-func TestDemo(t *testing.T) {
-	stores := map[string][]string{"etcd": nil}
-	if kube := os.Getenv("WEFT_KUBE_BIN"); kube != "" {
-		stores["kube"] = []string{"--kube=" + kube}
+// needed is a variable that names something built.
+func needed(t *testing.T, variable string) string {
+	t.Helper()
+	path := os.Getenv(variable)
+	if path == "" {
+		t.Fatalf("%s is not set: run `make e2e`", variable)
 	}
+	return path
+}
+
+// install lays the programs out as they are in a checkout, where every user
+// may run them, and returns weft-lab.
+func install(t *testing.T) string {
+	t.Helper()
+	root := publicDir(t)
+	lab := needed(t, "WEFT_LAB_BIN")
+	for _, name := range []string{"weft-lab", "weft", "weft-cni"} {
+		copyTo(t, filepath.Join(filepath.Dir(lab), name), filepath.Join(root, "bin", name))
+	}
+	plugins := needed(t, "CNI_PATH")
+	entries, err := os.ReadDir(plugins)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range entries {
+		copyTo(t, filepath.Join(plugins, entry.Name()), filepath.Join(root, ".cache", "cni", entry.Name()))
+	}
+	return filepath.Join(root, "bin", "weft-lab")
+}
+
+// public is a copy of a program that every user may run.
+func public(t *testing.T, program string) string {
+	t.Helper()
+	path := filepath.Join(publicDir(t), filepath.Base(program))
+	copyTo(t, program, path)
+	return path
+}
+
+// publicDir is a directory that every user may enter; the parents of t.TempDir
+// are root's alone.
+func publicDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "weft-demo-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// copyTo links a program to another place, or copies it where that cannot be.
+func copyTo(t *testing.T, from, to string) {
+	t.Helper()
+	err := os.MkdirAll(filepath.Dir(to), 0o755)
+	if err == nil && os.Link(from, to) != nil {
+		var program []byte
+		if program, err = os.ReadFile(from); err == nil {
+			err = os.WriteFile(to, program, 0o755)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDemo(t *testing.T) {
 	for _, user := range users {
-		for store, flags := range stores {
+		for _, store := range []string{"etcd", "kube"} {
 			t.Run(user.name+"/"+store, func(t *testing.T) {
-				cmd := labCommand(t, user.id, append([]string{"demo", "--json"}, flags...)...)
+				args := []string{"demo", "--json"}
+				if store == "kube" {
+					args = append(args, "--kube="+public(t, needed(t, "WEFT_KUBE_BIN")))
+				}
+				cmd := labCommand(t, user.id, args...)
 				var stderr bytes.Buffer
 				cmd.Stderr = &stderr
 				start := time.Now()
@@ -283,7 +348,7 @@ func TestKeep(t *testing.T) {
 
 // TestExitCodes holds what is said, and the exit code, when the demo cannot work.
 func TestExitCodes(t *testing.T) {
-	program := os.Getenv("WEFT_LAB_BIN")
+	program := install(t)
 	tests := []struct {
 		name    string
 		command []string
