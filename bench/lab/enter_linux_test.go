@@ -88,7 +88,11 @@ func stay() int {
 		return 1
 	}
 	fmt.Println("ready")
-	select {}
+	// Until a signal ends it: an empty select is a deadlock without cgo.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGUSR2)
+	<-signals
+	return 0
 }
 
 // users are those that the test can play: itself, and an ordinary one if this

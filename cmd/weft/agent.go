@@ -143,7 +143,7 @@ func runAgent(ctx context.Context, o options) error {
 		return err
 	}
 	status := agent.NewTracker(o.node, version(), logger)
-	source, err := o.source(status, logger)
+	source, err := o.source(choice.PublicIPs, status, logger)
 	if err != nil {
 		return err
 	}
