@@ -38,11 +38,12 @@ build: ## build bin/weft, bin/weft-cni and bin/weft-lab
 demo: build cni $(if $(KUBE),kube) ## show unlike hosts in one network (KUBE=1: on a real kube-apiserver; JSON=1: one document)
 	@$(BIN)/weft-lab demo $(if $(KUBE),--kube=$(WEFT_KUBE_BIN)) $(if $(JSON),--json) $(if $(KEEP),--keep)
 
-test: build cni ## every test that needs no outside service; CNI plugins are built, not installed
+test: build cni ## every test that needs no outside service; it builds, or installs with apt-get, what it needs
+	@.ci/tools ip bridge nft setpriv pidof gcc
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) test -race ./...
 
-e2e: build cni kube tools $(FLANNELD_BIN) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld
+e2e: tools build cni kube $(FLANNELD_BIN) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld
 	$(GO) test -tags e2e -count=1 -timeout 30m ./bench/cluster ./bench/demo ./bench/e2e
 
 lint: ## golangci-lint with the chosen linters, and formatting

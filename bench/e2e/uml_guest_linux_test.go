@@ -73,12 +73,14 @@ func serveGuest() error {
 		"ip addr add " + os.Getenv(guestVar) + " dev vec0",
 		"ip link set vec0 up",
 		"ip route add default dev vec0",
-		"sysctl -qw net.ipv4.ip_forward=1",
 		"ip netns add pod",
 	} {
 		if err := guestRun(line); err != nil {
 			return err
 		}
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
+		return err
 	}
 	agent := exec.Command(os.Getenv("WEFT_BIN"), "agent", "--engine=auto", "--etcd-endpoints="+os.Getenv(guestEtcdVar))
 	agent.Stdout, agent.Stderr = os.Stdout, os.Stdout
