@@ -18,6 +18,8 @@ PLATFORMS   := $(foreach os,linux darwin windows freebsd,$(foreach arch,amd64 ar
 FUZZTIME    ?= 20s
 
 export CGO_ENABLED := 0
+# Where ip, bridge and nft are; an ordinary user's PATH may lack it.
+export PATH := $(PATH):/usr/sbin:/sbin
 # Programs that tests and the demo start.
 export WEFT_BIN := $(BIN)/weft
 export WEFT_CNI_BIN := $(BIN)/weft-cni
