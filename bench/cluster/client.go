@@ -170,11 +170,6 @@ func objectPath(document []byte) (string, error) {
 	return path + "/" + resource + "/" + url.PathEscape(object.Metadata.Name), nil
 }
 
-// Patch merges a JSON document into the object at path (RFC 7386).
-func (c *Cluster) Patch(ctx context.Context, path string, merge []byte) error {
-	return c.send(ctx, http.MethodPatch, path, "application/merge-patch+json", merge, nil)
-}
-
 // ConfigMap returns a ConfigMap's files.
 func (c *Cluster) ConfigMap(ctx context.Context, namespace, name string) (map[string]string, error) {
 	var object struct{ Data map[string]string }

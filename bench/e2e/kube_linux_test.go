@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -145,7 +146,7 @@ func deleteNode(ctx context.Context, _ *script.Run, control *cluster.Cluster, ar
 // getObject prints an object: kube-get /api/v1/nodes/a
 func getObject(ctx context.Context, run *script.Run, control *cluster.Cluster, args []string) error {
 	var object any
-	if err := control.Request(ctx, "GET", args[0], nil, &object); err != nil {
+	if err := control.Request(ctx, http.MethodGet, args[0], nil, &object); err != nil {
 		return err
 	}
 	return json.NewEncoder(run.Stdout).Encode(object)
@@ -153,7 +154,7 @@ func getObject(ctx context.Context, run *script.Run, control *cluster.Cluster, a
 
 // patchObject merges JSON into an object: kube-patch /api/v1/nodes/a/status '{...}'
 func patchObject(ctx context.Context, _ *script.Run, control *cluster.Cluster, args []string) error {
-	return control.Patch(ctx, args[0], []byte(args[1]))
+	return control.Request(ctx, http.MethodPatch, args[0], json.RawMessage(args[1]), nil)
 }
 
 // switchAPI stops or starts the API server alone: kube-api stop|start
