@@ -71,6 +71,9 @@ type Peer struct {
 	MAC      MAC            // VTEP MAC: inner destination MAC of what we send
 	VNI      uint32         // 24 bits
 	MTU      int            // largest inner packet in bytes, IP header included
+	// RemoteChecksum: the peer finishes inner checksums that a frame's header
+	// marks as put off (draft-herbert-vxlan-rco-00).
+	RemoteChecksum bool
 }
 
 // Local is what this host terminates for one inner family: frames to MAC on
