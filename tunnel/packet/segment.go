@@ -8,6 +8,7 @@ import (
 // TCP flags (RFC 9293, section 3.1).
 const (
 	flagFIN = 0x01
+	flagSYN = 0x02
 	flagPSH = 0x08
 	flagACK = 0x10
 	flagCWR = 0x80
