@@ -31,6 +31,7 @@ func addBridge(string, int, []netip.Prefix) error { return errNoLab }
 func addDefaultRoutes(string, []netip.Addr) error { return errNoLab }
 func (*cable) plug(int) error                     { return errNoLab }
 func (*cable) set(LinkProps) error                { return errNoLab }
+func (*Host) cross(*Host, CrossConfig) error      { return errNoLab }
 
 func setDontFragment(syscall.Conn, netip.Addr) error { return errNoLab }
 func useCubic(syscall.Conn) error                    { return errNoLab }

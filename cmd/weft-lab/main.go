@@ -63,7 +63,7 @@ func run(ctx context.Context, lacking error, args []string) int {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(demoCommand(lacking), execCommand())
+	root.AddCommand(demoCommand(lacking), benchCommand(lacking), benchEndCommand(), execCommand())
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

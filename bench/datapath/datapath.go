@@ -1,0 +1,95 @@
+// Package datapath measures what a tunnel costs: two throw-away hosts joined in
+// one of several ways, the same traffic over each, and every figure beside the
+// one of kernel VXLAN in the same run. It must never touch the machine's own
+// network, and never quote a figure without saying how far it scattered.
+//
+// A Path says how the hosts are joined, a Test what is sent, an Underlay what
+// the link between the hosts leaves to them. Userspace ends of a tunnel run as
+// processes of their own, so that what they use is known of each.
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"time"
+
+	"github.com/weft-net/weft/bench/lab"
+)
+
+// Config says what is measured and how often.
+type Config struct {
+	Underlays []Underlay
+	Paths     []Path
+	Tests     []Test
+	Rounds    int           // each figure is the median of so many
+	Duration  time.Duration // of one measurement; whole seconds, as iperf3 counts them
+	Idle      Gate          // what the machine must be like before each
+	// End is the command line that runs RunEnd in a process of its own, without
+	// the kind of end.
+	End []string
+	// Profile is a directory for Go CPU profiles of userspace ends; empty: none.
+	Profile string
+	// Progress is told what is being done, a line each.
+	Progress func(line string)
+	// Detail is told more of it, and what userspace ends say; nil: nobody.
+	Detail func(line string)
+}
+
+// ErrUnsupported is what this machine lacks to be measured on.
+var ErrUnsupported = errors.New("this machine cannot measure")
+
+func (c Config) check() error {
+	switch {
+	case len(c.Underlays) == 0 || len(c.Paths) == 0 || len(c.Tests) == 0:
+		return errors.New("nothing to measure: Underlays, Paths and Tests must name something each")
+	case c.Rounds < 1:
+		return fmt.Errorf("Rounds is %d, want 1 or more", c.Rounds)
+	case c.Duration < time.Second || c.Duration%time.Second != 0:
+		return fmt.Errorf("Duration is %s, want whole seconds, 1 or more", c.Duration)
+	case len(c.End) == 0:
+		return errors.New("End is missing: want the command that runs a userspace end")
+	}
+	if _, err := exec.LookPath(iperfProgram); err != nil {
+		return fmt.Errorf("%w: %s is missing: as root, run: apt-get install --no-install-recommends iperf3", ErrUnsupported, iperfProgram)
+	}
+	return nil
+}
+
+// Run measures everything that config names. lab.Enter must have been called.
+// What could not be measured is part of the Report, not an error.
+func Run(ctx context.Context, config Config) (report Report, err error) {
+	if err := config.check(); err != nil {
+		return Report{}, fmt.Errorf("bench datapath: %w", err)
+	}
+	if config.Detail == nil {
+		config.Detail = func(string) {}
+	}
+	world, err := lab.New(lab.Config{})
+	if err != nil {
+		return Report{}, fmt.Errorf("bench datapath: %w", err)
+	}
+	defer func() { err = errors.Join(err, world.Close()) }()
+	b := &bench{Config: config, world: world}
+	if report.Machine, err = b.describeMachine(ctx); err != nil {
+		return Report{}, fmt.Errorf("bench datapath: %w", err)
+	}
+	b.congestion = report.Machine.CongestionControl
+	for _, underlay := range config.Underlays {
+		rows, err := b.measureUnderlay(ctx, underlay)
+		if err != nil {
+			return Report{}, fmt.Errorf("bench datapath: underlay %s: %w", underlay.Name, err)
+		}
+		report.Rows = append(report.Rows, rows...)
+	}
+	return report, nil
+}
+
+// bench is one Run.
+type bench struct {
+	Config
+	world      *lab.Lab
+	hosts      int    // made so far
+	congestion string // TCP's congestion control in every test
+}

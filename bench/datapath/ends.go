@@ -1,0 +1,132 @@
+package datapath
+
+import (
+	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/kernel"
+)
+
+const (
+	vxlanMTU     = underlayMTU - 50 // outer IPv4, UDP, VXLAN and inner Ethernet
+	vxlanVNI     = 1
+	vxlanPort    = 8472
+	kernelDevice = "flannel.1"
+
+	wireGuardMTU  = underlayMTU - 60 // outer IPv4, UDP, and WireGuard's header and tag
+	wireGuardPort = 51820
+
+	userspaceDevice = "bench0"
+)
+
+// kernelVXLAN makes the host's end by weft's own driver, whose objects are
+// flannel's: one device, and of the peer a neighbour, an FDB entry and a route.
+func kernelVXLAN(ctx context.Context, p *pair, number int) error {
+	own, peer := p.sites[number], p.sites[1-number]
+	return own.apply(ctx,
+		tunnel.Link{
+			Name: kernelDevice, Type: tunnel.LinkVXLAN, MTU: vxlanMTU, MAC: own.mac, VNI: vxlanVNI,
+			Port: vxlanPort, Local: own.outer, Parent: underlayDevice,
+		},
+		tunnel.Address{Link: kernelDevice, Prefix: netip.PrefixFrom(own.inner(), 32)},
+		tunnel.Neighbor{Link: kernelDevice, IP: peer.inner(), MAC: peer.mac},
+		tunnel.FDBEntry{Link: kernelDevice, MAC: peer.mac, Remote: peer.outer},
+		tunnel.Route{Prefix: peer.subnet, Via: peer.inner(), Link: kernelDevice, OnLink: true},
+	)
+}
+
+// apply makes objects of the kernel on the host.
+func (s *site) apply(ctx context.Context, objects ...tunnel.Object) error {
+	return s.host.Do(func() (err error) {
+		driver, err := kernel.Open(kernel.Config{Logger: slog.New(slog.DiscardHandler), TUN: userspaceDevice})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, driver.Close()) }()
+		for _, object := range objects {
+			if err := driver.Apply(ctx, object); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// endConfig is what a userspace end is told when it starts.
+type endConfig struct {
+	Device    string `json:"device"`
+	MTU       int    `json:"mtu"` // of the device
+	Own, Peer endSite
+	Profile   string `json:"profile,omitempty"` // file for a CPU profile
+}
+
+// endSite is what a userspace end is told of a host.
+type endSite struct {
+	Outer  netip.AddrPort
+	Subnet netip.Prefix
+	MAC    tunnel.MAC
+	// Private and Public are a WireGuard key in hex, as its configuration
+	// protocol has it; of the peer only Public.
+	Private, Public string
+}
+
+// userspace starts a userspace end on a host and leads the peer's subnet to
+// its device.
+func (p *pair) userspace(ctx context.Context, kind string, number int, config endConfig) error {
+	own, peer := p.sites[number], p.sites[1-number]
+	config.Device = userspaceDevice
+	process, err := p.bench.startEnd(ctx, own.host, kind, config)
+	if err != nil {
+		return fmt.Errorf("start %s on %s: %w", kind, own.host.Name(), err)
+	}
+	p.ends = append(p.ends, process)
+	return own.apply(ctx,
+		tunnel.Link{Name: userspaceDevice, Type: tunnel.LinkTUN, MTU: config.MTU},
+		tunnel.Address{Link: userspaceDevice, Prefix: netip.PrefixFrom(own.inner(), 32)},
+		tunnel.Route{Prefix: peer.subnet, Link: userspaceDevice},
+	)
+}
+
+// vxlanConfig is that of an end that speaks VXLAN.
+func (p *pair) vxlanConfig(number int) endConfig {
+	describe := func(s *site) endSite {
+		return endSite{Outer: netip.AddrPortFrom(s.outer, vxlanPort), Subnet: s.subnet, MAC: s.mac}
+	}
+	return endConfig{MTU: vxlanMTU, Own: describe(p.sites[number]), Peer: describe(p.sites[1-number])}
+}
+
+func weftEngine(ctx context.Context, p *pair, number int) error {
+	return p.userspace(ctx, "weft", number, p.vxlanConfig(number))
+}
+
+func naiveTunnel(ctx context.Context, p *pair, number int) error {
+	return p.userspace(ctx, "naive", number, p.vxlanConfig(number))
+}
+
+func wireGuardGo(ctx context.Context, p *pair, number int) error {
+	if p.keys[number] == nil {
+		for i := range p.keys {
+			key, err := ecdh.X25519().GenerateKey(rand.Reader)
+			if err != nil {
+				return fmt.Errorf("make WireGuard key: %w", err)
+			}
+			p.keys[i] = key
+		}
+	}
+	describe := func(i int) endSite {
+		return endSite{
+			Outer: netip.AddrPortFrom(p.sites[i].outer, wireGuardPort), Subnet: p.sites[i].subnet,
+			Public: hex.EncodeToString(p.keys[i].PublicKey().Bytes()),
+		}
+	}
+	config := endConfig{MTU: wireGuardMTU, Own: describe(number), Peer: describe(1 - number)}
+	config.Own.Private = hex.EncodeToString(p.keys[number].Bytes())
+	return p.userspace(ctx, "wireguard-go", number, config)
+}

@@ -1,0 +1,53 @@
+package datapath
+
+import (
+	"context"
+	"time"
+)
+
+// Test is traffic that is sent over every path.
+type Test struct {
+	Name    string
+	About   string
+	Figures []Figure
+	run     func(context.Context, *bench, *way) (outcome, error)
+}
+
+// Figure is one thing that a Test tells; rows of a Report are named after it.
+type Figure struct {
+	Name  string
+	Unit  string
+	Lower bool // lower is better
+	value func(sample) float64
+}
+
+// Units of figures.
+const (
+	unitRate    = "Gbit/s"
+	unitCPU     = "cpu_us/packet"
+	unitLatency = "us"
+)
+
+// Tests are those that there are.
+var Tests = []Test{
+	{"tcp-1", "one TCP stream", []Figure{{"tcp-1", unitRate, false, rate}}, iperf{streams: 1}.run},
+	{"tcp-4", "four TCP streams", []Figure{{"tcp-4", unitRate, false, rate}}, iperf{streams: 4}.run},
+	{"udp-64", "flood of 64 bytes; processor time of the machine per packet delivered",
+		[]Figure{{"udp-64", unitCPU, true, cpuPerPacket}}, iperf{udp: 64}.run},
+	{"udp-1350", "flood of 1350 bytes; what is delivered",
+		[]Figure{{"udp-1350", unitRate, false, rate}}, iperf{udp: 1350}.run},
+	{"ping-pong", "64 bytes to and fro; half the round trip",
+		[]Figure{
+			{"ping-pong-p50", unitLatency, true, func(s sample) float64 { return micros(s.half50) }},
+			{"ping-pong-p99", unitLatency, true, func(s sample) float64 { return micros(s.half99) }},
+		}, pingPong},
+}
+
+func rate(s sample) float64 { return s.bits / s.seconds / 1e9 }
+
+func cpuPerPacket(s sample) float64 { return micros(s.cpu) / s.packets }
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+
+// String is the test's name.
+func (t Test) String() string { return t.Name }

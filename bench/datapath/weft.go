@@ -1,0 +1,54 @@
+package datapath
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/engine"
+	"github.com/weft-net/weft/tunnel/tundev"
+	"github.com/weft-net/weft/tunnel/udp"
+)
+
+// weft is weft's userspace engine as the agent runs it, with one static peer.
+type weft struct{ *engine.Engine }
+
+func openWeft(config endConfig, logger *slog.Logger) (carrier, error) {
+	running, err := newEngine(config, logger)
+	if err != nil {
+		return nil, err
+	}
+	err = running.SetLocals([]tunnel.Local{{Subnet: config.Own.Subnet, MAC: config.Own.MAC, VNI: vxlanVNI}})
+	if err != nil {
+		return nil, err
+	}
+	err = running.SetPeers([]tunnel.Peer{{
+		Name: "peer", Prefixes: []netip.Prefix{config.Peer.Subnet}, Endpoint: config.Peer.Outer,
+		MAC: config.Peer.MAC, VNI: vxlanVNI, MTU: config.MTU,
+	}})
+	if err != nil {
+		return nil, err
+	}
+	return weft{running}, nil
+}
+
+// newEngine opens what the agent opens.
+func newEngine(config endConfig, logger *slog.Logger) (*engine.Engine, error) {
+	device, err := tundev.Open(tundev.Config{Name: config.Device, MTU: config.MTU, Logger: logger})
+	if err != nil {
+		return nil, err
+	}
+	socket, err := udp.Listen(udp.Config{Addr: config.Own.Outer, Logger: logger})
+	if err != nil {
+		return nil, errors.Join(err, device.Close())
+	}
+	return engine.New(engine.Config{Device: device, Sockets: []tunnel.Socket{socket}, Logger: logger})
+}
+
+// Counters implements carrier.
+func (w weft) Counters() map[string]uint64 {
+	counters := map[string]uint64{}
+	w.Stats().Each(func(name string, value uint64) { counters[name] = value })
+	return counters
+}

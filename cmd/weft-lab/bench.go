@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-net/weft/bench/datapath"
+)
+
+// endCommand names the hidden command that is a userspace end of a tunnel.
+const endCommand = "bench-end"
+
+func benchCommand(lacking error) *cobra.Command {
+	command := &cobra.Command{
+		Use:   "bench",
+		Short: "Measure on throw-away hosts on this machine",
+		Args:  noArguments,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	command.AddCommand(benchDatapathCommand(lacking))
+	return command
+}
+
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("unexpected argument %q", args[0])}
+	}
+	return nil
+}
+
+func benchEndCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:    endCommand + " KIND HOST",
+		Short:  "Be a userspace end of a tunnel; started by bench",
+		Hidden: true,
+		Args:   cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return datapath.RunEnd(cmd.Context(), args[0], cmd.InOrStdin(), cmd.OutOrStdout())
+		},
+	}
+}
+
+// benchOptions are the flags of bench datapath.
+type benchOptions struct {
+	underlays, paths, tests []string
+	rounds, seconds         int
+	quick, json, verbose    bool
+	svg, profile            string
+}
+
+func benchDatapathCommand(lacking error) *cobra.Command {
+	var o benchOptions
+	command := &cobra.Command{
+		Use:   "datapath",
+		Short: "Compare tunnels: throughput, processor time, latency",
+		Args:  noArguments,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			config, err := o.config(cmd.ErrOrStderr())
+			if err != nil {
+				return usageError{err}
+			}
+			if lacking != nil {
+				return unsupportedError{fmt.Errorf("the bench cannot run on this machine: %w", lacking)}
+			}
+			return o.run(cmd.Context(), config, cmd.OutOrStdout())
+		},
+	}
+	f := command.Flags()
+	f.SortFlags = false
+	f.StringSliceVar(&o.underlays, "underlay", nil, "what the link leaves to the hosts: "+names(datapath.Underlays)+" (default all)")
+	f.StringSliceVar(&o.paths, "paths", nil, "how the hosts are joined: "+names(datapath.Paths)+" (default all)")
+	f.StringSliceVar(&o.tests, "tests", nil, "what is sent: "+names(datapath.Tests)+" (default all)")
+	f.IntVar(&o.rounds, "rounds", 3, "measurements of each, interleaved; the median counts")
+	f.IntVar(&o.seconds, "seconds", 2, "length of one measurement")
+	f.BoolVar(&o.json, "json", false, "print one JSON document on standard output")
+	f.BoolVar(&o.verbose, "verbose", false, "say more on standard error: what userspace ends log, and how to find them")
+	f.StringVar(&o.profile, "profile", "", "write Go CPU profiles of userspace ends into this directory")
+	return command
+}
+
+// config is what the flags mean.
+func (o benchOptions) config(stderr io.Writer) (config datapath.Config, err error) {
+	if config.Underlays, err = choose("underlay", datapath.Underlays, o.underlays); err != nil {
+		return config, err
+	}
+	if config.Paths, err = choose("paths", datapath.Paths, o.paths); err != nil {
+		return config, err
+	}
+	if config.Tests, err = choose("tests", datapath.Tests, o.tests); err != nil {
+		return config, err
+	}
+	if o.rounds < 1 || o.rounds > 100 {
+		return config, fmt.Errorf("--rounds %d: want 1 to 100", o.rounds)
+	}
+	if o.seconds < 1 || o.seconds > 3600 {
+		return config, fmt.Errorf("--seconds %d: want 1 to 3600", o.seconds)
+	}
+	config.Rounds, config.Duration = o.rounds, time.Duration(o.seconds)*time.Second
+	config.Idle = datapath.Gate{Window: time.Second, Patience: 20 * time.Second}
+	self, err := os.Executable()
+	if err != nil {
+		return config, fmt.Errorf("find this program: %w", err)
+	}
+	config.End = []string{self, endCommand}
+	if o.profile != "" {
+		if config.Profile, err = filepath.Abs(o.profile); err != nil {
+			return config, fmt.Errorf("--profile %s: %w", o.profile, err)
+		}
+	}
+	config.Progress = progress(stderr)
+	if o.verbose {
+		config.Detail = config.Progress
+	}
+	return config, nil
+}
+
+// named is what a flag can choose by name.
+type named interface{ String() string }
+
+func names[T named](all []T) string {
+	var list []string
+	for _, one := range all {
+		list = append(list, one.String())
+	}
+	return strings.Join(list, ", ")
+}
+
+// choose picks by name; no names are all.
+func choose[T named](flag string, all []T, wanted []string) (chosen []T, err error) {
+	if len(wanted) == 0 {
+		return all, nil
+	}
+	for _, name := range wanted {
+		found := false
+		for _, one := range all {
+			if one.String() == name {
+				chosen, found = append(chosen, one), true
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("--%s %q: want one or more of %s", flag, name, names(all))
+		}
+	}
+	return chosen, nil
+}
+
+func (o benchOptions) run(ctx context.Context, config datapath.Config, stdout io.Writer) error {
+	report, err := datapath.Run(ctx, config)
+	if errors.Is(err, datapath.ErrUnsupported) {
+		return unsupportedError{err}
+	}
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	return report.WriteJSON(stdout)
+}
