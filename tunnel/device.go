@@ -69,7 +69,8 @@ type Device interface {
 	MTU() (int, error)
 	// Read waits until a packet is there, then takes what is ready without
 	// waiting, up to len(packets) or until the arena is full. It returns
-	// ErrClosed after Close.
+	// ErrClosed after Close. A Device that was opened to be polled does not wait
+	// and returns 0 if nothing is there.
 	Read(packets []Incoming, arena []byte) (n int, err error)
 	// Write writes packets in order. An error concerns packets[n]; the caller
 	// may drop that one and go on after it. ErrOffload means that the Device
@@ -97,6 +98,9 @@ type Datagrams struct {
 	Addr        netip.AddrPort // unmapped; destination of a send, source of a receive
 	SegmentSize int
 	ECN         uint8 // the two ECN bits of the outer header (RFC 6040)
+	// Unsummed: received without a UDP checksum, so that nobody has yet looked
+	// whether the bytes are those that were sent. Unused when sending.
+	Unsummed bool
 	// Data is the received bytes, in the arena given to Receive, valid until the
 	// next Receive with it. Unused when sending.
 	Data []byte
@@ -113,7 +117,8 @@ type Socket interface {
 	Local() netip.AddrPort
 	// Receive waits until something is there, then takes what is ready without
 	// waiting, up to len(batch) or until the arena has less than MaxPacket left.
-	// It returns ErrClosed after Close.
+	// It returns ErrClosed after Close. A Socket that was opened to be polled
+	// does not wait and returns 0 if nothing is there.
 	Receive(batch []Datagrams, arena []byte) (n int, err error)
 	// Send sends runs in order. An error concerns batch[n]; the caller may go on
 	// after it. ErrTooBig means a datagram exceeds the path's MTU, ErrOffload

@@ -7,10 +7,10 @@ import (
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/agent"
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/datapath"
+	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/guard"
 	"github.com/weft-net/weft/tunnel/kernel"
-	"github.com/weft-net/weft/tunnel/tundev"
-	"github.com/weft-net/weft/tunnel/udp"
 	"github.com/weft-net/weft/tunnel/underlay"
 )
 
@@ -67,12 +67,7 @@ func (h host) Firewall() (agent.Driver, error) {
 	return guard.Open(guard.Config{Logger: h.Logger})
 }
 
-// OpenDevice implements agent.Host.
-func (h host) OpenDevice(name string, mtu int) (tunnel.Device, error) {
-	return tundev.Open(tundev.Config{Name: name, MTU: mtu, Logger: h.Logger})
-}
-
-// Listen implements agent.Host.
-func (h host) Listen(addr netip.AddrPort) (tunnel.Socket, error) {
-	return udp.Listen(udp.Config{Addr: addr, Logger: h.Logger})
+// OpenDatapath implements agent.Host.
+func (h host) OpenDatapath(device string, mtu int, listen []netip.AddrPort) ([]engine.Worker, error) {
+	return datapath.Open(datapath.Config{Device: device, MTU: mtu, Listen: listen, Logger: h.Logger})
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/weft-net/weft/control/netconf"
 	"github.com/weft-net/weft/control/reconcile"
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/engine"
 )
 
 // Source is where leases come from and go to: Kubernetes Nodes or etcd. Every
@@ -66,9 +67,9 @@ type Host interface {
 	Objects() (Driver, error)
 	// Firewall opens the driver of tunnel.Firewall objects.
 	Firewall() (Driver, error)
-	// OpenDevice opens the TUN; Listen a UDP socket.
-	OpenDevice(name string, mtu int) (tunnel.Device, error)
-	Listen(addr netip.AddrPort) (tunnel.Socket, error)
+	// OpenDatapath opens what the userspace engine works on: a TUN, and sockets
+	// on the local outer addresses, one per family.
+	OpenDatapath(device string, mtu int, listen []netip.AddrPort) ([]engine.Worker, error)
 }
 
 // Config is everything an agent is made of.

@@ -24,8 +24,7 @@ type forwarder struct {
 	mu      sync.Mutex
 	planned control.Plan
 	engine  *engine.Engine // nil while not running
-	device  tunnel.Device
-	sockets []tunnel.Socket
+	workers []engine.Worker
 }
 
 func newForwarder(a *Agent, self control.Self, moved chan<- struct{}) *forwarder {
@@ -52,42 +51,32 @@ func (f *forwarder) Run(ctx context.Context) error {
 }
 
 // runOnce opens everything, runs, and closes everything.
-func (f *forwarder) runOnce(ctx context.Context) (err error) {
+func (f *forwarder) runOnce(ctx context.Context) error {
 	var mtu int
 	for _, link := range links(plan.Plan(control.Snapshot{}, f.self, f.agent.policy)) {
 		mtu = link.MTU
 	}
-	device, err := f.agent.Host.OpenDevice(f.self.Device, mtu)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, device.Close()) }()
-	var sockets []tunnel.Socket
-	defer func() {
-		for _, socket := range sockets {
-			err = errors.Join(err, socket.Close())
-		}
-	}()
+	var listen []netip.AddrPort
 	for _, leg := range f.self.Lease.Legs {
-		socket, err := f.agent.Host.Listen(f.listenAddr(leg))
-		if err != nil {
-			return err
-		}
-		sockets = append(sockets, socket)
+		listen = append(listen, f.listenAddr(leg))
 	}
-	running, err := engine.New(engine.Config{Device: device, Sockets: sockets, Logger: f.agent.Logger})
+	workers, err := f.agent.Host.OpenDatapath(f.self.Device, mtu, listen)
 	if err != nil {
 		return err
 	}
-	f.start(running, device, sockets)
+	running, err := engine.New(engine.Config{Workers: workers, Logger: f.agent.Logger})
+	if err != nil {
+		return err
+	}
+	f.start(running, workers)
 	defer f.stop()
 	return running.Run(ctx)
 }
 
-func (f *forwarder) start(running *engine.Engine, device tunnel.Device, sockets []tunnel.Socket) {
+func (f *forwarder) start(running *engine.Engine, workers []engine.Worker) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.engine, f.device, f.sockets = running, device, sockets
+	f.engine, f.workers = running, workers
 	f.apply()
 	f.agent.Status.setEngine(f)
 	f.agent.Status.waitFor(topicEngine, "")
@@ -144,8 +133,9 @@ func (f *forwarder) Offloads() []string {
 	if f.engine == nil {
 		return nil
 	}
-	why := append([]string(nil), f.device.Offloads().Why...)
-	for _, socket := range f.sockets {
+	// All workers are opened alike.
+	why := append([]string(nil), f.workers[0].Device.Offloads().Why...)
+	for _, socket := range f.workers[0].Sockets {
 		why = append(why, socket.Offloads().Why...)
 	}
 	return why

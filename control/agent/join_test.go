@@ -20,6 +20,7 @@ import (
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/netconf"
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
@@ -103,19 +104,19 @@ func (h *fakeHost) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {
 func (h *fakeHost) Objects() (Driver, error)  { return fakeDriver{h, false}, nil }
 func (h *fakeHost) Firewall() (Driver, error) { return fakeDriver{h, true}, nil }
 
-func (h *fakeHost) OpenDevice(_ string, mtu int) (tunnel.Device, error) {
+func (h *fakeHost) OpenDatapath(_ string, mtu int, listen []netip.AddrPort) ([]engine.Worker, error) {
+	time.Sleep(h.slow)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.engine != nil {
 		return nil, h.engine
 	}
 	device, _ := tunneltest.NewDevices(mtu, tunneltest.AllOffloads())
-	return device, nil
-}
-
-func (h *fakeHost) Listen(addr netip.AddrPort) (tunnel.Socket, error) {
-	time.Sleep(h.slow)
-	return tunneltest.NewWire(tunneltest.WireConfig{}).Socket(addr, tunnel.Offloads{}), nil
+	worker := engine.Worker{Device: device}
+	for _, addr := range listen {
+		worker.Sockets = append(worker.Sockets, tunneltest.NewWire(tunneltest.WireConfig{}).Socket(addr, tunnel.Offloads{}))
+	}
+	return []engine.Worker{worker}, nil
 }
 
 type fakeDriver struct {

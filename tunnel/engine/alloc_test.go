@@ -45,7 +45,7 @@ func (s *sink) take(parts [][]byte) {
 func newSinkEngine(t testing.TB) *Engine {
 	t.Helper()
 	s := &sink{}
-	e, err := New(Config{Device: s, Sockets: []tunnel.Socket{s}, Logger: discard})
+	e, err := New(Config{Workers: []Worker{{Device: s, Sockets: []tunnel.Socket{s}}}, Logger: discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,25 +128,25 @@ func (l *load) run(packets [][]byte) {
 func (l *load) tx(e *Engine) func() {
 	packets := make([]tunnel.Incoming, len(l.packets))
 	return func() {
-		copy(e.tx.arena, l.arena)
+		copy(e.workers[0].tx.arena, l.arena)
 		for i, p := range l.packets {
-			p.Data = e.tx.arena[p.Offset : p.Offset+len(p.Data)]
+			p.Data = e.workers[0].tx.arena[p.Offset : p.Offset+len(p.Data)]
 			packets[i] = p
 		}
-		e.tx.process(packets)
+		e.workers[0].tx.process(packets)
 	}
 }
 
 func (l *load) rx(e *Engine) func() {
 	runs := make([]tunnel.Datagrams, len(l.runs))
 	return func() {
-		arena := e.rx[0].arena
+		arena := e.workers[0].rx[0].arena
 		for i, run := range l.runs {
 			n := copy(arena, run.Data)
 			run.Data, arena = arena[:n], arena[n:]
 			runs[i] = run
 		}
-		e.rx[0].process(runs)
+		e.workers[0].rx[0].process(runs)
 	}
 }
 
@@ -218,7 +218,7 @@ func FuzzSend(f *testing.F) {
 		}
 		r := newRig(t, everything())
 		lowMTU(r)
-		tx := r.engine.tx
+		tx := r.engine.workers[0].tx
 		n := copy(tx.arena[tunnel.Headroom:], data)
 		tx.process([]tunnel.Incoming{{
 			Offload: tunnel.Offload{

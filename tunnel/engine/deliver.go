@@ -112,7 +112,7 @@ func (r *rx) flush() {
 	r.closeGroup()
 	out, spans := r.out, r.spans
 	for len(out) > 0 {
-		n, err := r.engine.device.Write(out)
+		n, err := r.device.Write(out)
 		r.wrote(out[:n])
 		if err == nil || n >= len(out) {
 			break
@@ -167,14 +167,14 @@ func (r *rx) refuse(offload tunnel.Offload, err error) {
 	if *flag {
 		*flag = false
 		r.engine.logger.Warn("device refuses an offload, going on without it",
-			"device", r.engine.device.Name(), "offload", name, "error", err)
+			"device", r.device.Name(), "offload", name, "error", err)
 	}
 }
 
 func (r *rx) writeLost(count int, err error) {
 	r.counters.add(RxDropDevice, count)
 	if !errors.Is(err, tunnel.ErrClosed) && r.logLimit.ready() {
-		r.engine.logger.Warn("write to device failed", "device", r.engine.device.Name(), "error", err)
+		r.engine.logger.Warn("write to device failed", "device", r.device.Name(), "error", err)
 	}
 }
 
@@ -207,7 +207,7 @@ func (r *rx) cut(a *arrival) {
 func (r *rx) writeCut() {
 	out := r.cutOut
 	for len(out) > 0 {
-		n, err := r.engine.device.Write(out)
+		n, err := r.device.Write(out)
 		r.wrote(out[:n])
 		if err == nil || n >= len(out) {
 			return

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
@@ -22,57 +21,40 @@ import (
 
 // Config is what an Engine is made of.
 type Config struct {
-	// Device and Sockets belong to Run from its start: it closes them when it
-	// returns. There is one Socket or more per outer family in use; equal flows
-	// leave by the same one.
-	Device  tunnel.Device
-	Sockets []tunnel.Socket
+	// Workers belong to Run from its start: it closes all that is in them when
+	// it returns.
+	Workers []Worker
 	Logger  *slog.Logger
 }
 
 // Engine forwards packets while Run runs. Its other methods may be called at
 // any time, from any goroutine.
 type Engine struct {
-	device  device
-	sockets []tunnel.Socket
 	logger  *slog.Logger
 	started atomic.Bool
+	workers []*worker
 
 	peers  atomic.Pointer[peertable.Table]
 	locals atomic.Pointer[[]tunnel.Local]
-
-	tx *tx
-	rx []*rx
-}
-
-// device is the Device with its writers put one after the other: every socket
-// has one, and so have the ICMP errors of the other direction.
-type device struct {
-	tunnel.Device
-	mu sync.Mutex
-}
-
-func (d *device) Write(packets []tunnel.Outgoing) (int, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.Device.Write(packets)
 }
 
 // New makes an Engine without peers. It starts nothing.
 func New(config Config) (*Engine, error) {
 	switch {
-	case config.Device == nil:
-		return nil, errors.New("make engine: Config.Device is missing")
-	case len(config.Sockets) == 0:
-		return nil, errors.New("make engine: Config.Sockets is empty: want one or more per outer family")
+	case len(config.Workers) == 0:
+		return nil, errors.New("make engine: Config.Workers is empty: want one or more")
 	case config.Logger == nil:
 		return nil, errors.New("make engine: Config.Logger is missing")
 	}
-	e := &Engine{sockets: config.Sockets, logger: config.Logger}
-	e.device.Device = config.Device
-	e.tx = newTx(e)
-	for _, socket := range config.Sockets {
-		e.rx = append(e.rx, newRx(e, socket))
+	e := &Engine{logger: config.Logger}
+	for i, parts := range config.Workers {
+		switch {
+		case parts.Device == nil:
+			return nil, fmt.Errorf("make engine: Device of worker %d is missing", i)
+		case len(parts.Sockets) == 0:
+			return nil, fmt.Errorf("make engine: Sockets of worker %d is empty: want one or more per outer family", i)
+		}
+		e.workers = append(e.workers, newWorker(e, parts))
 	}
 	return e, nil
 }
@@ -107,20 +89,19 @@ func (e *Engine) SetLocals(locals []tunnel.Local) error {
 	return nil
 }
 
-// Run forwards packets until ctx is done, which gives nil, or the Device or a
-// Socket fails, which gives that error. It may be called once. When it returns
-// the Device and all Sockets are closed, and nothing of the engine still runs.
+// Run forwards packets until ctx is done, which gives nil, or a Device, Socket
+// or Poller fails, which gives that error. It may be called once. When it
+// returns all of them are closed, and nothing of the engine still runs.
 func (e *Engine) Run(ctx context.Context) error {
 	if e.started.Swap(true) {
 		return errors.New("run engine: it has run already")
 	}
 	group, stop := errgroup.WithContext(ctx)
-	group.Go(e.tx.run)
-	for _, rx := range e.rx {
-		group.Go(rx.run)
+	for _, w := range e.workers {
+		w.start(group)
 	}
-	// Closing is what wakes a waiting Read or Receive. The workers never
-	// return without an error, so this always comes to pass.
+	// Closing is what wakes a worker that waits. The workers never return
+	// without an error, so this always comes to pass.
 	group.Go(func() error {
 		<-stop.Done()
 		return e.close()
@@ -133,9 +114,9 @@ func (e *Engine) Run(ctx context.Context) error {
 }
 
 func (e *Engine) close() error {
-	errs := []error{e.device.Close()}
-	for _, socket := range e.sockets {
-		errs = append(errs, socket.Close())
+	var errs []error
+	for _, w := range e.workers {
+		errs = append(errs, w.close())
 	}
 	return errors.Join(errs...)
 }
@@ -143,9 +124,8 @@ func (e *Engine) close() error {
 // Stats returns all counters. Each is exact as of the last batch.
 func (e *Engine) Stats() Stats {
 	var stats Stats
-	e.tx.counters.addTo(&stats)
-	for _, rx := range e.rx {
-		rx.counters.addTo(&stats)
+	for _, w := range e.workers {
+		w.addTo(&stats)
 	}
 	return stats
 }

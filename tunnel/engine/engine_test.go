@@ -25,9 +25,10 @@ func TestNewRefuses(t *testing.T) {
 	socket := tunneltest.NewWire(tunneltest.WireConfig{}).Socket(hereOuter, tunnel.Offloads{})
 	sockets := []tunnel.Socket{socket}
 	for want, config := range map[string]Config{
-		"Device":  {Sockets: sockets, Logger: discard},
-		"Sockets": {Device: device, Logger: discard},
-		"Logger":  {Device: device, Sockets: sockets},
+		"Workers": {Logger: discard},
+		"Device":  {Workers: []Worker{{Sockets: sockets}}, Logger: discard},
+		"Sockets": {Workers: []Worker{{Device: device}}, Logger: discard},
+		"Logger":  {Workers: []Worker{{Device: device, Sockets: sockets}}},
 	} {
 		if _, err := New(config); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("without %s: %v", want, err)
@@ -99,7 +100,7 @@ func newMember(t *testing.T, wire *tunneltest.Wire, h host, others ...host) *mem
 	m.device, m.inside = tunneltest.NewDevices(testMTU, tunneltest.AllOffloads())
 	m.socket = wire.Socket(h.outer, tunneltest.AllOffloads())
 	var err error
-	m.engine, err = New(Config{Device: m.device, Sockets: []tunnel.Socket{m.socket}, Logger: discard})
+	m.engine, err = New(Config{Workers: []Worker{{Device: m.device, Sockets: []tunnel.Socket{m.socket}}}, Logger: discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,16 +284,16 @@ func (l *lone) Write(packets []tunnel.Outgoing) (int, error) {
 	return len(packets), nil
 }
 
-// A Device has one writer at a time, however many workers there are.
+// A Device has one writer at a time, however many sockets there are.
 func TestOneWriter(t *testing.T) {
 	device, _ := tunneltest.NewDevices(testMTU, tunneltest.AllOffloads())
 	watched := &lone{Device: device}
 	wire := tunneltest.NewWire(tunneltest.WireConfig{})
-	config := Config{Device: watched, Logger: discard}
+	parts := Worker{Device: watched}
 	for port := range uint16(3) {
-		config.Sockets = append(config.Sockets, wire.Socket(withPort(hereOuter, port+1), tunneltest.AllOffloads()))
+		parts.Sockets = append(parts.Sockets, wire.Socket(withPort(hereOuter, port+1), tunneltest.AllOffloads()))
 	}
-	e, err := New(config)
+	e, err := New(Config{Workers: []Worker{parts}, Logger: discard})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +301,7 @@ func TestOneWriter(t *testing.T) {
 		t.Fatal(err)
 	}
 	var group sync.WaitGroup
-	for _, rx := range e.rx {
+	for _, rx := range e.workers[0].rx {
 		group.Go(func() {
 			frame := far.frame(toHere(true, []byte("data")).Bytes())
 			for range 2000 {

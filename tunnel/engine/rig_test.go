@@ -112,8 +112,8 @@ func newRig(t testing.TB, config rigConfig) *rig {
 	r.socket.Refuse(r.record)
 	var err error
 	r.engine, err = New(Config{
-		Device: r.device, Sockets: []tunnel.Socket{r.socket},
-		Logger: slog.New(slog.NewTextHandler(r.log, nil)),
+		Workers: []Worker{{Device: r.device, Sockets: []tunnel.Socket{r.socket}}},
+		Logger:  slog.New(slog.NewTextHandler(r.log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +151,7 @@ func (r *rig) send(packets ...tunnel.Outgoing) {
 	if _, err := r.host.Write(packets); err != nil {
 		r.t.Fatal(err)
 	}
-	tx := r.engine.tx
+	tx := r.engine.workers[0].tx
 	for sent := 0; sent < len(packets); {
 		n, err := r.device.Read(tx.packets, tx.arena)
 		if err != nil {
@@ -165,7 +165,7 @@ func (r *rig) send(packets ...tunnel.Outgoing) {
 // receive has the rx worker process what is there in one batch.
 func (r *rig) receive() {
 	r.t.Helper()
-	rx := r.engine.rx[0]
+	rx := r.engine.workers[0].rx[0]
 	n, err := r.socket.Receive(rx.batch, rx.arena)
 	if err != nil {
 		r.t.Fatal(err)
@@ -174,7 +174,7 @@ func (r *rig) receive() {
 }
 
 // process has the rx worker process runs made by hand.
-func (r *rig) process(runs ...tunnel.Datagrams) { r.engine.rx[0].process(runs) }
+func (r *rig) process(runs ...tunnel.Datagrams) { r.engine.workers[0].rx[0].process(runs) }
 
 // inject puts inner packets on the wire as a host sends them, and receives them.
 func (r *rig) inject(from host, packets ...[]byte) {

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/weft-net/weft/tunnel"
@@ -24,12 +23,12 @@ const (
 // mtuFor is how long the Device's MTU is taken to be what it was.
 const mtuFor = time.Second
 
-// rx is the worker from one Socket to the Device. Packets that go on as they
+// rx is the worker from Sockets to the Device. Packets that go on as they
 // came are written from the arena; joined ones as a header in the slab and the
 // payloads from the arena.
 type rx struct {
 	engine   *Engine
-	socket   tunnel.Socket
+	device   tunnel.Device
 	counters counters
 	arena    []byte
 	batch    []tunnel.Datagrams
@@ -68,13 +67,13 @@ type arrival struct {
 // span is the packets that one Outgoing was made of.
 type span struct{ from, to int }
 
-func newRx(e *Engine, socket tunnel.Socket) *rx {
+func newRx(e *Engine, w *worker) *rx {
 	r := &rx{
 		engine:    e,
-		socket:    socket,
+		device:    w.device,
 		arena:     make([]byte, rxArena),
 		batch:     make([]tunnel.Datagrams, rxRuns),
-		offloads:  e.device.Offloads(),
+		offloads:  w.device.Offloads(),
 		packets:   make([]arrival, 0, rxPackets),
 		out:       make([]tunnel.Outgoing, 0, rxPackets),
 		spans:     make([]span, 0, rxPackets),
@@ -86,16 +85,6 @@ func newRx(e *Engine, socket tunnel.Socket) *rx {
 	}
 	r.slab = r.slabWhole
 	return r
-}
-
-func (r *rx) run() error {
-	for {
-		n, err := r.socket.Receive(r.batch, r.arena)
-		r.process(r.batch[:n])
-		if err != nil {
-			return fmt.Errorf("receive on %v: %w", r.socket.Local(), err)
-		}
-	}
 }
 
 // process writes one batch of runs to the Device, to completion.
@@ -282,7 +271,7 @@ func (r *rx) learnMTU() {
 		return
 	}
 	r.mtuUntil = now.Add(mtuFor)
-	mtu, err := r.engine.device.MTU()
+	mtu, err := r.device.MTU()
 	switch {
 	case err == nil:
 		r.mtu = mtu

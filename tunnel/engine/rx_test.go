@@ -318,7 +318,7 @@ func TestReceiveMany(t *testing.T) {
 		r.equal(got, want)
 		r.want(map[Counter]uint64{RxPackets: uint64(len(runs))})
 		// It is one allocation for the worker's life.
-		rx := r.engine.rx[0]
+		rx := r.engine.workers[0].rx[0]
 		if cap(rx.packets) != rxPackets || cap(rx.out) != rxPackets || cap(rx.spans) != rxPackets || cap(rx.parts) != rxParts {
 			t.Errorf("memory grew: %d packets, %d written, %d parts", cap(rx.packets), cap(rx.out), cap(rx.parts))
 		}
@@ -431,7 +431,7 @@ func TestReceiveNothingToRefuse(t *testing.T) {
 	r.device.Refuse(func(tunnel.Outgoing) error { return tunnel.ErrOffload })
 	r.inject(far, asPing(toHere(true, nil), 10).Bytes())
 	r.want(map[Counter]uint64{RxDropDevice: 1, RxFallbacks: 0})
-	if !r.engine.rx[0].offloads.Checksum {
+	if !r.engine.workers[0].rx[0].offloads.Checksum {
 		t.Error("an offload was given up")
 	}
 }

@@ -28,32 +28,36 @@ const (
 	TxDropFull                      // the socket stayed full
 	TxDropSend                      // the socket failed otherwise
 
-	RxBatches             // Socket receives
-	RxRuns                // runs received
-	RxDatagrams           // datagrams in them
-	RxPackets             // packets accepted
-	RxBytes               // bytes of those
-	RxWrites              // packets written to the Device, after coalescing
-	RxSuperPackets        // those that were super-packets
-	RxPartial             // packets that came with an unfinished transport checksum
-	RxSuperFrames         // packets that came as a whole super-packet in one datagram
-	RxFallbacks           // packets written finished because the Device refused an offload
-	RxDropTruncated       // shorter than its headers
-	RxDropHeader          // VXLAN header without a VNI
-	RxDropVNI             // not a VNI of ours
-	RxDropFamily          // an inner family this host does not terminate
-	RxDropMAC             // inner destination MAC is not ours
-	RxDropVLAN            // inner frame with a VLAN tag
-	RxDropARP             // inner ARP
-	RxDropLLC             // inner frame with a length in place of a type
-	RxDropNotIP           // inner frame of another type
-	RxDropMalformed       // inner IP header wrong
-	RxDropLength          // inner IP length larger than the frame
-	RxDropSource          // inner source does not belong to the peer with that outer source
-	RxDropDestination     // inner destination is not in our subnet
-	RxDropECN             // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
-	RxDropDevice          // the Device failed to take it
-	counterCount      int = iota
+	RxBatches         // Socket receives
+	RxRuns            // runs received
+	RxDatagrams       // datagrams in them
+	RxPackets         // packets accepted
+	RxBytes           // bytes of those
+	RxWrites          // packets written to the Device, after coalescing
+	RxSuperPackets    // those that were super-packets
+	RxPartial         // packets that came with an unfinished transport checksum
+	RxSuperFrames     // packets that came as a whole super-packet in one datagram
+	RxFallbacks       // packets written finished because the Device refused an offload
+	RxDropTruncated   // shorter than its headers
+	RxDropHeader      // VXLAN header without a VNI
+	RxDropVNI         // not a VNI of ours
+	RxDropFamily      // an inner family this host does not terminate
+	RxDropMAC         // inner destination MAC is not ours
+	RxDropVLAN        // inner frame with a VLAN tag
+	RxDropARP         // inner ARP
+	RxDropLLC         // inner frame with a length in place of a type
+	RxDropNotIP       // inner frame of another type
+	RxDropMalformed   // inner IP header wrong
+	RxDropLength      // inner IP length larger than the frame
+	RxDropSource      // inner source does not belong to the peer with that outer source
+	RxDropDestination // inner destination is not in our subnet
+	RxDropECN         // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
+	RxDropDevice      // the Device failed to take it
+
+	DeviceCalls      // system calls to read and write the Device
+	SocketCalls      // system calls to send and receive
+	PollCalls        // system calls to wait
+	counterCount int = iota
 )
 
 var counterNames = [counterCount]string{
@@ -77,6 +81,8 @@ var counterNames = [counterCount]string{
 	RxDropLength: "rx_drop_length", RxDropSource: "rx_drop_source",
 	RxDropDestination: "rx_drop_destination", RxDropECN: "rx_drop_ecn",
 	RxDropDevice: "rx_drop_device",
+
+	DeviceCalls: "device_calls", SocketCalls: "socket_calls", PollCalls: "poll_calls",
 }
 
 // String returns the name under which Stats.Each gives the counter.

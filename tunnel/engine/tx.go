@@ -2,7 +2,6 @@ package engine
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/weft-net/weft/tunnel"
@@ -32,6 +31,7 @@ const icmpPerSecond = 100
 // slab; payload is never moved.
 type tx struct {
 	engine   *Engine
+	device   tunnel.Device
 	counters counters
 	arena    []byte
 	packets  []tunnel.Incoming
@@ -83,9 +83,10 @@ type way struct {
 	ecn  uint8
 }
 
-func newTx(e *Engine) *tx {
+func newTx(e *Engine, w *worker) *tx {
 	t := &tx{
 		engine:       e,
+		device:       w.device,
 		arena:        make([]byte, txArena),
 		packets:      make([]tunnel.Incoming, txPackets),
 		parts:        make([][]byte, 0, txParts),
@@ -99,7 +100,7 @@ func newTx(e *Engine) *tx {
 		replyLimit:   rate{perSecond: icmpPerSecond},
 	}
 	t.slab = t.slabWhole
-	for _, socket := range e.sockets {
+	for _, socket := range w.sockets {
 		box := &outbox{
 			socket: socket,
 			runs:   make([]tunnel.Datagrams, 0, txRuns),
@@ -124,16 +125,6 @@ func (b *outbox) learnOffloads() {
 		b.maxSegments = tunnel.MaxPacket
 	default:
 		b.maxSegments = offloads.MaxSegments
-	}
-}
-
-func (t *tx) run() error {
-	for {
-		n, err := t.engine.device.Read(t.packets, t.arena)
-		t.process(t.packets[:n])
-		if err != nil {
-			return fmt.Errorf("read %s: %w", t.engine.device.Name(), err)
-		}
 	}
 }
 
@@ -439,9 +430,9 @@ func (t *tx) tellTooBig(v packet.View, peer *tunnel.Peer, mtu int) {
 		return
 	}
 	t.replyOut[0].Parts[0] = t.reply[:n]
-	if _, err := t.engine.device.Write(t.replyOut); err != nil {
+	if _, err := t.device.Write(t.replyOut); err != nil {
 		if t.logLimit.ready() {
-			t.engine.logger.Warn("write of ICMP error failed", "device", t.engine.device.Name(), "error", err)
+			t.engine.logger.Warn("write of ICMP error failed", "device", t.device.Name(), "error", err)
 		}
 		return
 	}

@@ -27,7 +27,7 @@ func TestSendSingle(t *testing.T) {
 		}
 		want := tunneltest.Frame(testVNI, farMAC, hereMAC, etherType, p.Bytes())
 		if len(r.sent) != 1 || !bytes.Equal(r.sent[0].Data, want) {
-			t.Fatalf("sent %x, want %x", r.sent, want)
+			t.Fatalf("sent %v, want %x", r.sent, want)
 		}
 		if run := r.sent[0]; run.Addr != farOuter || run.ECN != 2 || run.SegmentSize != 0 {
 			t.Errorf("run %+v", run)
@@ -149,7 +149,7 @@ func TestSendSuper(t *testing.T) {
 						r.equal(r.inners(), want)
 						r.want(map[Counter]uint64{TxSuperPackets: 1, TxDatagrams: uint64(len(want)), TxRuns: uint64(len(r.sent))})
 						// It is one allocation for the worker's life.
-						if tx := r.engine.tx; cap(tx.parts) != txParts || cap(tx.boxes4[0].runs) != txRuns {
+						if tx := r.engine.workers[0].tx; cap(tx.parts) != txParts || cap(tx.boxes4[0].runs) != txRuns {
 							t.Errorf("memory grew: %d parts, %d runs", cap(tx.parts), cap(tx.boxes4[0].runs))
 						}
 						for _, run := range r.sent {
@@ -252,7 +252,7 @@ func TestSendDrops(t *testing.T) {
 			}
 			r.send(test.packet)
 			if len(r.sent) != 0 {
-				t.Errorf("sent %x", r.sent)
+				t.Errorf("sent %v", r.sent)
 			}
 			r.want(map[Counter]uint64{test.reason: 1, TxPackets: 1, TxDatagrams: 0})
 		})
@@ -262,7 +262,7 @@ func TestSendDrops(t *testing.T) {
 // A checksum that lies outside its packet is no reason to panic.
 func TestSendChecksumOutside(t *testing.T) {
 	r := newRig(t, everything())
-	tx := r.engine.tx
+	tx := r.engine.workers[0].tx
 	data := toFar(true, []byte("data")).Bytes()
 	copy(tx.arena[tunnel.Headroom:], data)
 	tx.process([]tunnel.Incoming{{
@@ -339,7 +339,7 @@ func TestSendSpreads(t *testing.T) {
 	wire := tunneltest.NewWire(tunneltest.WireConfig{})
 	device, host := tunneltest.NewDevices(testMTU, tunneltest.AllOffloads())
 	seen := map[netip.AddrPort]map[uint32]bool{}
-	config := Config{Device: device, Logger: newRig(t, everything()).engine.logger}
+	parts := Worker{Device: device}
 	for _, local := range []string{"192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3", "[2001:db8::1]:1"} {
 		socket := wire.Socket(netip.MustParseAddrPort(local), tunneltest.AllOffloads())
 		seen[socket.Local()] = map[uint32]bool{}
@@ -347,9 +347,9 @@ func TestSendSpreads(t *testing.T) {
 			seen[socket.Local()][run.Flow] = true
 			return nil
 		})
-		config.Sockets = append(config.Sockets, socket)
+		parts.Sockets = append(parts.Sockets, socket)
 	}
-	e, err := New(config)
+	e, err := New(Config{Workers: []Worker{parts}, Logger: discard})
 	if err != nil {
 		t.Fatal(err)
 	}

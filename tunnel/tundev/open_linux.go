@@ -19,15 +19,20 @@ const (
 	addrGenModeNone = 1
 )
 
-// attach opens the node and makes the link.
-func attach(name string) (fd int, actual string, err error) {
+// attach opens the node and makes the link, or with several queues one more
+// queue of it.
+func attach(name string, queues int) (fd int, actual string, err error) {
 	fd, err = unix.Open(node, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return -1, "", openError(err)
 	}
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
 	request, err := unix.NewIfreq(name)
 	if err == nil {
-		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+		request.SetUint16(flags)
 		err = attachError(unix.IoctlIfreq(fd, unix.TUNSETIFF, request), name)
 	}
 	if err == nil {
@@ -66,7 +71,7 @@ func attachError(err error, name string) error {
 	cure := map[error]string{
 		unix.EPERM:  "making a link needs CAP_NET_ADMIN in this network namespace, and a kept TUN its owner",
 		unix.EBUSY:  "another process has this TUN open; grep -l 'iff:.*" + name + "' /proc/[0-9]*/fdinfo/* finds it",
-		unix.EINVAL: "a link of that name exists and is not a TUN: ip link show " + name,
+		unix.EINVAL: "a link of that name exists and is not a TUN, or not one with as many queues: ip link show " + name,
 	}[err]
 	return withCure("make link", cure, err)
 }

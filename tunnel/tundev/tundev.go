@@ -17,6 +17,7 @@ const (
 	// MaxMTU leaves room for the encapsulation in one UDP datagram.
 	MaxMTU = maxPayload - encapsulation
 
+	maxQueues     = 256                // MAX_TAP_QUEUES of the kernel
 	minMTU        = 68                 // RFC 791
 	maxName       = 15                 // IFNAMSIZ without its end
 	maxPayload    = 1<<16 - 1 - 20 - 8 // of a UDP datagram over IPv4
@@ -30,6 +31,12 @@ type Config struct {
 	Name string
 	// MTU is the largest inner packet in bytes.
 	MTU int
+	// Queues is how many Devices OpenQueues opens on the link; 0 is one. The
+	// kernel keeps a flow on the queue that it was last written to. Linux only.
+	Queues int
+	// Polled makes Read return at once, with nothing if nothing is there.
+	// Descriptor is what to wait for. Linux only.
+	Polled bool
 	// TxQueueLen is in packets; 0 is DefaultTxQueueLen. Linux only.
 	TxQueueLen int
 	// NoTSO and NoUSO turn TCP and UDP super-packets off by hand. Linux only.
@@ -48,9 +55,12 @@ func (c Config) withDefaults(name string) (Config, error) {
 		return c, fmt.Errorf("open TUN: Name %q: want at most %d letters, digits or dashes", c.Name, maxName)
 	case c.MTU < minMTU || c.MTU > MaxMTU:
 		return c, fmt.Errorf("open TUN %s: MTU is %d, want %d to %d", c.Name, c.MTU, minMTU, MaxMTU)
+	case c.Queues < 0 || c.Queues > maxQueues:
+		return c, fmt.Errorf("open TUN %s: Queues is %d, want 0 to %d", c.Name, c.Queues, maxQueues)
 	case c.TxQueueLen < 0:
 		return c, fmt.Errorf("open TUN %s: TxQueueLen is %d, want 0 or more", c.Name, c.TxQueueLen)
 	}
+	c.Queues = max(c.Queues, 1)
 	if c.TxQueueLen == 0 {
 		c.TxQueueLen = DefaultTxQueueLen
 	}

@@ -26,12 +26,13 @@ var (
 	errEmpty = errors.New("write: a packet without bytes")
 )
 
-// Device is a TUN link on Linux, and implements tunnel.Device. The link is
-// there until Close. Its descriptor is outside Go's netpoller: a Read that
+// Device is a queue of a TUN link on Linux, and implements tunnel.Device. The
+// link is there until all its queues are closed. The descriptor is outside Go's netpoller: a Read that
 // waits holds a thread.
 type Device struct {
 	name     string
 	offloads tunnel.Offloads
+	polled   bool
 
 	fd     int
 	waker  *linux.Waker
@@ -48,6 +49,7 @@ type Device struct {
 // reader is what one Read at a time works with.
 type reader struct {
 	mu      sync.Mutex
+	calls   atomic.Uint64
 	header  vnetHeader
 	vectors [2]unix.Iovec
 }
@@ -55,31 +57,56 @@ type reader struct {
 // writer is the same for Write.
 type writer struct {
 	mu      sync.Mutex
+	calls   atomic.Uint64
 	header  vnetHeader
 	vectors [maxVectors]unix.Iovec
 }
 
-// Open makes the link in the network namespace of the calling thread, with its
-// MTU and queue set, and up. Where a link cannot be made the error says how to
-// allow it.
+// Open opens a link with one queue, as OpenQueues does.
 func Open(config Config) (*Device, error) {
-	config, err := config.withDefaults("weft0")
+	config.Queues = 1
+	devices, err := OpenQueues(config)
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{fd: -1}
-	d.link.fd = -1
-	if err := d.open(config); err != nil {
-		return nil, errors.Join(fmt.Errorf("open TUN %s: %w", config.Name, err), d.free())
+	return devices[0], nil
+}
+
+// OpenQueues makes the link in the network namespace of the calling thread,
+// with its MTU and queue set, and up. Where a link cannot be made the error says
+// how to allow it. Each Device is one queue of the link.
+func OpenQueues(config Config) (devices []*Device, err error) {
+	config, err = config.withDefaults("weft0")
+	if err != nil {
+		return nil, err
 	}
-	for _, why := range d.offloads.Why {
-		config.Logger.Info("TUN device is slower than it could be", "device", d.name, "reason", why)
+	for range config.Queues {
+		d := &Device{fd: -1, polled: config.Polled}
+		d.link.fd = -1
+		devices = append(devices, d)
+		if err = d.open(config); err != nil {
+			break
+		}
+		config.Name = d.name // a pattern such as tun%d has become one link
 	}
-	return d, nil
+	if err == nil {
+		err = setUpLink(config.Name, config)
+	}
+	if err != nil {
+		err = fmt.Errorf("open TUN %s: %w", config.Name, err)
+		for _, d := range devices {
+			err = errors.Join(err, d.free())
+		}
+		return nil, err
+	}
+	for _, why := range devices[0].offloads.Why {
+		config.Logger.Info("TUN device is slower than it could be", "device", config.Name, "reason", why)
+	}
+	return devices, nil
 }
 
 func (d *Device) open(config Config) (err error) {
-	if d.fd, d.name, err = attach(config.Name); err != nil {
+	if d.fd, d.name, err = attach(config.Name, config.Queues); err != nil {
 		return err
 	}
 	set := func(flags int) error { return unix.IoctlSetInt(d.fd, unix.TUNSETOFFLOAD, flags) }
@@ -90,9 +117,6 @@ func (d *Device) open(config Config) (err error) {
 		return err
 	}
 	if err = d.link.open(); err != nil {
-		return err
-	}
-	if err = setUpLink(d.name, config); err != nil {
 		return err
 	}
 	d.init()
@@ -110,6 +134,13 @@ func (d *Device) init() {
 	d.writer.vectors[0].Base = &d.writer.header[0]
 	d.writer.vectors[0].SetLen(len(d.writer.header))
 }
+
+// Descriptor is readable when Read has something to return. It is valid until
+// Close and may be waited for, not read.
+func (d *Device) Descriptor() int { return d.fd }
+
+// Calls is the number of system calls made to read and write.
+func (d *Device) Calls() uint64 { return d.reader.calls.Load() + d.writer.calls.Load() }
 
 // Name is the link's name.
 func (d *Device) Name() string { return d.name }
@@ -169,7 +200,7 @@ func (d *Device) Read(packets []tunnel.Incoming, arena []byte) (int, error) {
 			return 0, tunnel.ErrClosed
 		}
 		n, err := d.drain(packets, arena)
-		if n > 0 || err != nil {
+		if n > 0 || err != nil || d.polled {
 			return n, err
 		}
 		if _, err := d.waker.Wait(d.fd, unix.POLLIN, -1); err != nil {
@@ -185,7 +216,7 @@ func (d *Device) drain(packets []tunnel.Incoming, arena []byte) (n int, err erro
 		data := arena[at+tunnel.Headroom:][:tunnel.MaxPacket]
 		d.reader.vectors[1].Base = &data[0]
 		d.reader.vectors[1].SetLen(len(data))
-		size, errno := transfer(unix.SYS_READV, d.fd, d.reader.vectors[:])
+		size, errno := transfer(unix.SYS_READV, d.fd, d.reader.vectors[:], &d.reader.calls)
 		switch {
 		case errno == unix.EAGAIN:
 			return n, nil
@@ -236,7 +267,7 @@ func (d *Device) writeOne(p *tunnel.Outgoing) error {
 		vectors[1+i].Base = unsafe.SliceData(part)
 		vectors[1+i].SetLen(len(part))
 	}
-	_, errno := transfer(unix.SYS_WRITEV, d.fd, vectors)
+	_, errno := transfer(unix.SYS_WRITEV, d.fd, vectors, &d.writer.calls)
 	clear(vectors[1:]) // the parts are the caller's again
 	switch {
 	case errno == 0:
@@ -263,9 +294,10 @@ func (d *Device) accepts(o *tunnel.Offload) bool {
 }
 
 // transfer runs readv or writev and returns the bytes moved. It never waits:
-// the descriptor is non-blocking.
-func transfer(call uintptr, fd int, vectors []unix.Iovec) (int, unix.Errno) {
+// the descriptor is non-blocking. Only one goroutine at a time adds to calls.
+func transfer(call uintptr, fd int, vectors []unix.Iovec, calls *atomic.Uint64) (int, unix.Errno) {
 	for {
+		calls.Store(calls.Load() + 1)
 		n, _, errno := unix.Syscall(call, uintptr(fd), uintptr(unsafe.Pointer(&vectors[0])), uintptr(len(vectors)))
 		if errno != unix.EINTR {
 			return int(n), errno

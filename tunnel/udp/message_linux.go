@@ -3,6 +3,7 @@ package udp
 import (
 	"encoding/binary"
 	"net/netip"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -77,9 +78,11 @@ func networkOrder(port uint16) uint16 {
 }
 
 // transfer runs recvmmsg or sendmmsg on the first messages and returns how many
-// were done. It never waits: the sockets are non-blocking.
-func transfer(call uintptr, fd int, messages []message) (int, unix.Errno) {
+// were done. It never waits: the sockets are non-blocking. Only one goroutine at
+// a time adds to calls.
+func transfer(call uintptr, fd int, messages []message, calls *atomic.Uint64) (int, unix.Errno) {
 	for {
+		calls.Store(calls.Load() + 1)
 		n, _, errno := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)), 0, 0, 0)
 		if errno != unix.EINTR {
 			return int(n), errno

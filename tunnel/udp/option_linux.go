@@ -11,8 +11,17 @@ import (
 	"github.com/weft-net/weft/tunnel/internal/linux"
 )
 
+// sharing is how a socket takes its port.
+type sharing int
+
+const (
+	alone      sharing = iota // nobody may have it, now or later
+	firstOfAll                // nobody may have it now
+	another                   // along with those that have it already
+)
+
 // openSocket opens a socket on addr with everything but offloads set.
-func openSocket(config Config, addr netip.AddrPort) (fd int, err error) {
+func openSocket(config Config, addr netip.AddrPort, sharing sharing) (fd int, err error) {
 	family := unix.AF_INET6
 	if addr.Addr().Is4() {
 		family = unix.AF_INET
@@ -24,13 +33,13 @@ func openSocket(config Config, addr netip.AddrPort) (fd int, err error) {
 	if err != nil {
 		return -1, fmt.Errorf("open socket: %w", err)
 	}
-	if err := configure(fd, config, addr); err != nil {
+	if err := configure(fd, config, addr, sharing); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
 }
 
-func configure(fd int, config Config, addr netip.AddrPort) error {
+func configure(fd int, config Config, addr netip.AddrPort, sharing sharing) error {
 	type option struct{ level, name, value int }
 	options := []option{
 		{unix.SOL_IPV6, unix.IPV6_V6ONLY, 1},
@@ -51,7 +60,25 @@ func configure(fd int, config Config, addr netip.AddrPort) error {
 	}
 	setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, config.ReceiveBuffer)
 	setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, config.SendBuffer)
-	return bind(fd, addr)
+	if sharing == another {
+		if err := share(fd); err != nil {
+			return err
+		}
+	}
+	if err := bind(fd, addr); err != nil {
+		return err
+	}
+	if sharing == firstOfAll {
+		return share(fd)
+	}
+	return nil
+}
+
+func share(fd int) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+		return fmt.Errorf("share port: %w", err)
+	}
+	return nil
 }
 
 // setBuffer asks past the limit of the system, then within it. What was granted
@@ -98,7 +125,7 @@ func localAddr(fd int) (netip.AddrPort, error) {
 // openSender opens a socket on a port of its own that only sends: whatever
 // arrives there is dropped by a filter and so never fills its buffer.
 func openSender(config Config) (int, error) {
-	fd, err := openSocket(config, netip.AddrPortFrom(config.Addr.Addr(), 0))
+	fd, err := openSocket(config, netip.AddrPortFrom(config.Addr.Addr(), 0), alone)
 	if err != nil {
 		return -1, err
 	}

@@ -15,6 +15,9 @@ const (
 	alignment = 8
 	// slotSize is the space of one message in the arena: tunnel.MaxPacket, aligned.
 	slotSize = (tunnel.MaxPacket + alignment - 1) &^ (alignment - 1)
+	// unsummedEvery is how many calls of Receive that find summed datagrams come
+	// between two that look for others.
+	unsummedEvery = 16
 	// ecnMask is the ECN field of a TOS or traffic class byte (RFC 3168).
 	ecnMask = 3
 )
@@ -41,8 +44,8 @@ func (s *Socket) Receive(batch []tunnel.Datagrams, arena []byte) (int, error) {
 		if s.closed.Load() {
 			return 0, tunnel.ErrClosed
 		}
-		n, err := s.drain(batch, arena)
-		if n > 0 || err != nil {
+		n, err := s.drainOne(batch, arena)
+		if n > 0 || err != nil || s.polled {
 			return n, err
 		}
 		if _, err := s.waker.Wait(s.fd, unix.POLLIN, -1); err != nil {
@@ -52,13 +55,37 @@ func (s *Socket) Receive(batch []tunnel.Datagrams, arena []byte) (int, error) {
 	return 0, nil
 }
 
-// drain takes what is ready. It returns 0 and no error where nothing is.
-func (s *Socket) drain(batch []tunnel.Datagrams, arena []byte) (n int, err error) {
+// drainOne takes what is ready on one of the two descriptors. The second, where
+// hardly anything ever comes, is looked at when there is nothing on the first,
+// and first of all every now and then.
+func (s *Socket) drainOne(batch []tunnel.Datagrams, arena []byte) (n int, err error) {
+	if s.unsummed < 0 {
+		return s.drain(s.fd, batch, arena)
+	}
+	s.receiver.rounds++
+	order := [2]int{s.fd, s.unsummed}
+	if s.receiver.rounds%unsummedEvery == 0 {
+		order = [2]int{s.unsummed, s.fd}
+	}
+	for _, fd := range order {
+		if n, err = s.drain(fd, batch, arena); n == 0 && err == nil {
+			continue
+		}
+		for i := range batch[:n] {
+			batch[i].Unsummed = fd == s.unsummed
+		}
+		break
+	}
+	return n, err
+}
+
+// drain takes what is ready on fd. It returns 0 and no error where nothing is.
+func (s *Socket) drain(fd int, batch []tunnel.Datagrams, arena []byte) (n int, err error) {
 	for n < len(batch) && len(arena) >= tunnel.MaxPacket {
 		slots := (len(arena)-tunnel.MaxPacket)/slotSize + 1
 		want := min(len(batch)-n, slots, receiveBatch)
 		s.receiver.prepare(want, arena)
-		got, errno := transfer(unix.SYS_RECVMMSG, s.fd, s.receiver.messages[:want])
+		got, errno := transfer(unix.SYS_RECVMMSG, fd, s.receiver.messages[:want], &s.receiver.calls)
 		if errno == unix.EAGAIN {
 			return n, nil
 		}

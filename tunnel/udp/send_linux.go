@@ -135,7 +135,7 @@ func (s *sender) putControl(i int, d *tunnel.Datagrams, segment int) {
 func (s *Socket) flush(fd int, batch []tunnel.Datagrams) (n int, err error) {
 	waited := false
 	for n < len(batch) {
-		sent, errno := transfer(unix.SYS_SENDMMSG, fd, s.sender.messages[n:len(batch)])
+		sent, errno := transfer(unix.SYS_SENDMMSG, fd, s.sender.messages[n:len(batch)], &s.sender.calls)
 		switch {
 		case errno == 0:
 			n += sent

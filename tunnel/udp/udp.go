@@ -32,6 +32,9 @@ type Config struct {
 	// own, picked by Datagrams.Flow, so that ECMP, receive queues and per-flow
 	// limits on the way see many flows. With 0 or 1 the receiving port sends.
 	SendSockets int
+	// Polled makes Receive return at once, with nothing if nothing is there.
+	// Descriptors is what to wait for. Linux only.
+	Polled bool
 	// ReceiveBuffer and SendBuffer are the socket buffers in bytes; 0 is DefaultBuffer.
 	ReceiveBuffer, SendBuffer int
 	// NoGSO and NoGRO turn kernel cutting and joining of runs off by hand.

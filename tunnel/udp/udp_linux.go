@@ -22,10 +22,12 @@ type Socket struct {
 	offloads tunnel.Offloads
 	buffers  Buffers
 
-	fd      int   // receives, and sends where it is the only one
-	senders []int // never empty
-	waker   *linux.Waker
-	closed  atomic.Bool
+	fd       int   // receives, and sends where it is the only one
+	unsummed int   // receives what bears no checksum, or is -1
+	senders  []int // never empty
+	polled   bool
+	waker    *linux.Waker
+	closed   atomic.Bool
 
 	receiver receiver
 	sender   sender
@@ -40,21 +42,26 @@ func Listen(config Config) (*Socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Socket{fd: -1}
-	if err := s.open(config); err != nil {
+	s := &Socket{fd: -1, unsummed: -1, polled: config.Polled}
+	if err := s.open(config, alone); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on %v: %w", config.Addr, err), s.free())
 	}
-	for _, why := range s.offloads.Why {
-		config.Logger.Info("UDP socket is slower than it could be", "addr", s.local, "reason", why)
-	}
+	s.logShortfall(config)
 	return s, nil
 }
 
-func (s *Socket) open(config Config) (err error) {
+func (s *Socket) logShortfall(config Config) {
+	for _, why := range s.offloads.Why {
+		config.Logger.Info("UDP socket is slower than it could be", "addr", s.local, "reason", why)
+	}
+}
+
+// open opens everything but a socket for what bears no checksum.
+func (s *Socket) open(config Config, sharing sharing) (err error) {
 	if s.waker, err = linux.NewWaker(); err != nil {
 		return err
 	}
-	if s.fd, err = openSocket(config, config.Addr); err != nil {
+	if s.fd, err = openSocket(config, config.Addr, sharing); err != nil {
 		return err
 	}
 	if s.local, err = localAddr(s.fd); err != nil {
@@ -78,6 +85,18 @@ func (s *Socket) open(config Config) (err error) {
 	s.sender.init()
 	return nil
 }
+
+// Descriptors are readable when Receive has something to return. They are valid
+// until Close and may be waited for, not read.
+func (s *Socket) Descriptors() []int {
+	if s.unsummed < 0 {
+		return []int{s.fd}
+	}
+	return []int{s.fd, s.unsummed}
+}
+
+// Calls is the number of system calls made to send and receive.
+func (s *Socket) Calls() uint64 { return s.receiver.calls.Load() + s.sender.calls.Load() }
 
 // Local is the bound address and port.
 func (s *Socket) Local() netip.AddrPort { return s.local }
@@ -114,8 +133,10 @@ func (s *Socket) Close() error {
 // free closes whatever open has opened.
 func (s *Socket) free() error {
 	var errs []error
-	if s.fd >= 0 {
-		errs = append(errs, unix.Close(s.fd))
+	for _, fd := range []int{s.fd, s.unsummed} {
+		if fd >= 0 {
+			errs = append(errs, unix.Close(fd))
+		}
 	}
 	for _, fd := range s.senders {
 		if fd != s.fd {
@@ -132,6 +153,8 @@ func (s *Socket) free() error {
 // pointer into it set once.
 type receiver struct {
 	mu       sync.Mutex
+	calls    atomic.Uint64
+	rounds   uint // calls of Receive
 	messages [receiveBatch]message
 	vectors  [receiveBatch]unix.Iovec
 	names    [receiveBatch]unix.RawSockaddrInet6
@@ -141,6 +164,7 @@ type receiver struct {
 // sender is the same for Send.
 type sender struct {
 	mu       sync.Mutex
+	calls    atomic.Uint64
 	messages [sendBatch]message
 	vectors  [maxParts]unix.Iovec
 	names    [sendBatch]unix.RawSockaddrInet6

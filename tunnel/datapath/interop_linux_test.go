@@ -1,4 +1,4 @@
-package engine
+package datapath_test
 
 import (
 	"context"
@@ -19,8 +19,8 @@ import (
 
 	"github.com/weft-net/weft/bench/lab"
 	"github.com/weft-net/weft/tunnel"
-	"github.com/weft-net/weft/tunnel/tundev"
-	"github.com/weft-net/weft/tunnel/udp"
+	"github.com/weft-net/weft/tunnel/datapath"
+	"github.com/weft-net/weft/tunnel/engine"
 )
 
 // site is a host of the lab with a subnet of either inner family, one pod, and
@@ -34,13 +34,17 @@ type site struct {
 	mac     tunnel.MAC
 	mtu     int
 	kernel  bool
+	workers int
 	device  string
-	engine  *Engine
+	engine  *engine.Engine
 	stop    context.CancelFunc
 	stopped chan error
 }
 
-const interopPort = 8472
+const (
+	interopPort = 8472
+	testVNI     = 7
+)
 
 // subnet is 10.244.<number>.0/24 or fd00:10:244:<number>::/64. The tunnel
 // device has its first address, the pod its second-last.
@@ -72,7 +76,8 @@ func newSites(t *testing.T, outerFamily int, offload lab.Offload, kernel ...bool
 	for i, isKernel := range kernel {
 		s := &site{
 			t: t, number: i + 1, kernel: isKernel, device: "weft0", mtu: 1450,
-			mac: tunnel.MAC{2, 0, 0, 0, 1, byte(i + 1)}, stopped: make(chan error, 1),
+			workers: i + 1, // one and several meet
+			mac:     tunnel.MAC{2, 0, 0, 0, 1, byte(i + 1)}, stopped: make(chan error, 1),
 		}
 		if outerFamily == 6 {
 			s.mtu = 1430
@@ -139,20 +144,18 @@ func (s *site) start(all []*site) {
 func (s *site) startEngine(all []*site) {
 	s.t.Helper()
 	logger := slog.New(slog.NewTextHandler(testLog{s.t}, nil))
-	var device *tundev.Device
-	var socket *udp.Socket
+	var workers []engine.Worker
 	err := s.host.Do(func() (err error) {
-		if device, err = tundev.Open(tundev.Config{Name: s.device, MTU: s.mtu, Logger: logger}); err != nil {
-			return err
-		}
-		socket, err = udp.Listen(udp.Config{Addr: netip.AddrPortFrom(s.outer, interopPort), SendSockets: 4, Logger: logger})
+		workers, err = datapath.Open(datapath.Config{
+			Device: s.device, MTU: s.mtu, Listen: []netip.AddrPort{netip.AddrPortFrom(s.outer, interopPort)},
+			Workers: s.workers, Logger: logger,
+		})
 		return err
 	})
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.engine, err = New(Config{Device: device, Sockets: []tunnel.Socket{socket}, Logger: logger})
-	if err != nil {
+	if s.engine, err = engine.New(engine.Config{Workers: workers, Logger: logger}); err != nil {
 		s.t.Fatal(err)
 	}
 	s.setPeers(all, s.mtu)
@@ -368,7 +371,7 @@ func noDrops(t *testing.T, sites []*site) {
 		}
 		s.engine.Stats().Each(func(name string, value uint64) {
 			// Router solicitations and the like have no peer.
-			if strings.Contains(name, "_drop_") && name != TxDropNoPeer.String() && value != 0 {
+			if strings.Contains(name, "_drop_") && name != engine.TxDropNoPeer.String() && value != 0 {
 				t.Errorf("site %d: %s is %d", s.number, name, value)
 			}
 		})
@@ -385,20 +388,20 @@ func TestInterop(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%s%d", offload, outerFamily), func(t *testing.T) {
 				sites := newSites(t, outerFamily, offload, false, true, false)
-				engine, kernel, second := sites[0], sites[1], sites[2]
-				exchange(t, engine, kernel)
-				exchange(t, kernel, engine)
-				exchange(t, engine, second)
+				user, kernel, second := sites[0], sites[1], sites[2]
+				exchange(t, user, kernel)
+				exchange(t, kernel, user)
+				exchange(t, user, second)
 				noDrops(t, sites)
-				stats := engine.engine.Stats()
+				stats := user.engine.Stats()
 				t.Logf("%+v", stats)
-				for _, c := range []Counter{TxSuperPackets, RxSuperPackets} {
+				for _, c := range []engine.Counter{engine.TxSuperPackets, engine.RxSuperPackets} {
 					if stats.Value(c) == 0 {
 						t.Errorf("%v is 0", c)
 					}
 				}
 				if offload == lab.OffloadFull {
-					for _, c := range []Counter{RxPartial, RxSuperFrames} {
+					for _, c := range []engine.Counter{engine.RxPartial, engine.RxSuperFrames} {
 						if stats.Value(c) == 0 {
 							t.Errorf("%v is 0: the trap was not met", c)
 						}
@@ -413,17 +416,17 @@ func TestInterop(t *testing.T) {
 // the same, because senders on the host and in pods are told.
 func TestInteropPeerMTU(t *testing.T) {
 	sites := newSites(t, 4, lab.OffloadFull, false, true)
-	engine, kernel := sites[0], sites[1]
-	engine.setPeers(sites, 1300)
+	user, kernel := sites[0], sites[1]
+	user.setPeers(sites, 1300)
 	for _, is4 := range []bool{true, false} {
-		for name, a := range engine.ends(is4) {
+		for name, a := range user.ends(is4) {
 			t.Run(fmt.Sprintf("%s-%v", name, a.addr), func(t *testing.T) {
 				b := kernel.ends(is4)[name]
-				before := engine.engine.Stats()
+				before := user.engine.Stats()
 				transfer(t, a, b)
 				datagrams(t, a, b)
-				after := engine.engine.Stats()
-				if after.Value(TxICMP) == before.Value(TxICMP) {
+				after := user.engine.Stats()
+				if after.Value(engine.TxICMP) == before.Value(engine.TxICMP) {
 					t.Error("no sender was told")
 				}
 			})

@@ -1,4 +1,4 @@
-package engine
+package datapath_test
 
 import (
 	"net"

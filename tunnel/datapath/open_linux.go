@@ -1,0 +1,62 @@
+package datapath
+
+import (
+	"errors"
+	"runtime"
+
+	"github.com/weft-net/weft/tunnel/engine"
+	"github.com/weft-net/weft/tunnel/tundev"
+	"github.com/weft-net/weft/tunnel/udp"
+)
+
+func open(config Config) (opened []engine.Worker, err error) {
+	count := config.Workers
+	if count == 0 {
+		count = workers(runtime.NumCPU())
+	}
+	queues, err := tundev.OpenQueues(tundev.Config{
+		Name: config.Device, MTU: config.MTU, Queues: count, Polled: true,
+		NoTSO: config.Offloads.NoTSO, NoUSO: config.Offloads.NoUSO, Logger: config.Logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	closers := []func() error{func() error { return closeAll(queues) }}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, c := range closers {
+			err = errors.Join(err, c())
+		}
+	}()
+	opened = make([]engine.Worker, count)
+	descriptors := make([][][]int, count) // per worker, of the Device and each Socket
+	for i, queue := range queues {
+		opened[i].Device = queue
+		descriptors[i] = [][]int{{queue.Descriptor()}}
+	}
+	for _, addr := range config.Listen {
+		group, err := udp.ListenGroup(udp.Config{
+			Addr: addr, SendSockets: config.SendSockets, Polled: true,
+			NoGSO: config.Offloads.NoGSO, NoGRO: config.Offloads.NoGRO, Logger: config.Logger,
+		}, count)
+		if err != nil {
+			return nil, err
+		}
+		closers = append(closers, func() error { return closeAll(group) })
+		for i, socket := range group {
+			opened[i].Sockets = append(opened[i].Sockets, socket)
+			descriptors[i] = append(descriptors[i], socket.Descriptors())
+		}
+	}
+	for i := range opened {
+		p, err := newPoller(descriptors[i])
+		if err != nil {
+			return nil, err
+		}
+		closers = append(closers, p.Close)
+		opened[i].Poller = p
+	}
+	return opened, nil
+}

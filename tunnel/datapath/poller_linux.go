@@ -1,0 +1,89 @@
+package datapath
+
+import (
+	"encoding/binary"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/tunnel"
+)
+
+// poller waits in poll, outside Go's netpoller: the thread that is woken is the
+// one that does the work, and nothing is allocated.
+type poller struct {
+	fds    []unix.PollFd // the first is the event of Close
+	source []int         // of each descriptor, the bit it sets
+	event  int
+	calls  atomic.Uint64
+	closed atomic.Bool
+	mu     sync.Mutex // held while waiting
+}
+
+// newPoller waits for groups of descriptors, the first group being bit 0.
+func newPoller(groups [][]int) (*poller, error) {
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("open eventfd: %w", err)
+	}
+	p := &poller{event: event}
+	add := func(fd, source int) {
+		p.fds = append(p.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+		p.source = append(p.source, source)
+	}
+	add(event, 0)
+	for i, group := range groups {
+		for _, fd := range group {
+			add(fd, i)
+		}
+	}
+	return p, nil
+}
+
+// Wait implements engine.Poller. A descriptor with an error counts as ready:
+// reading tells what is wrong.
+func (p *poller) Wait() (ready uint64, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for !p.closed.Load() {
+		p.calls.Store(p.calls.Load() + 1)
+		if _, err := unix.Poll(p.fds, -1); err != nil {
+			if err == unix.EINTR {
+				continue
+			}
+			return 0, fmt.Errorf("poll: %w", err)
+		}
+		for i := range p.fds[1:] {
+			if p.fds[1+i].Revents != 0 {
+				ready |= 1 << p.source[1+i]
+			}
+		}
+		if ready != 0 {
+			return ready, nil
+		}
+	}
+	return 0, tunnel.ErrClosed
+}
+
+// Calls implements engine.Poller.
+func (p *poller) Calls() uint64 { return p.calls.Load() }
+
+// Close implements engine.Poller.
+func (p *poller) Close() error {
+	if p.closed.Swap(true) {
+		return nil
+	}
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	if _, err := unix.Write(p.event, one[:]); err != nil {
+		return fmt.Errorf("wake worker: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := unix.Close(p.event); err != nil {
+		return fmt.Errorf("close eventfd: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-net/weft/tunnel"
+)
+
+// Worker is one share of an engine's work: a Device, or one queue of it, and
+// Sockets, one or more per outer family in use; equal flows leave by the same
+// one. Workers share nothing but the table of peers.
+type Worker struct {
+	Device  tunnel.Device
+	Sockets []tunnel.Socket
+	// Poller lets one thread serve the Device and all Sockets, whose Read and
+	// Receive must then not wait, each batch being carried to its end before the
+	// next is taken. Without one every source has a goroutine of its own.
+	Poller Poller
+}
+
+// Poller waits for the Device and the Sockets of one Worker.
+type Poller interface {
+	// Wait waits until something can be read: of the Device, which is bit 0, or
+	// of Sockets[i], which is bit 1+i. It returns ErrClosed after Close.
+	Wait() (ready uint64, err error)
+	// Calls is the number of system calls made by Wait.
+	Calls() uint64
+	// Close ends a Wait and returns after it.
+	Close() error
+}
+
+// worker moves the packets of one Worker.
+type worker struct {
+	device  tunnel.Device
+	sockets []tunnel.Socket
+	poller  Poller
+
+	tx *tx
+	rx []*rx // one with a Poller, else one per socket
+}
+
+func newWorker(e *Engine, parts Worker) *worker {
+	w := &worker{device: parts.Device, sockets: parts.Sockets, poller: parts.Poller}
+	readers := 1
+	if w.poller == nil {
+		w.device = &shared{Device: parts.Device}
+		readers = len(w.sockets)
+	}
+	w.tx = newTx(e, w)
+	for range readers {
+		w.rx = append(w.rx, newRx(e, w))
+	}
+	return w
+}
+
+// shared is a Device with its writers put one after the other: every socket
+// has one, and so have the ICMP errors of the other direction.
+type shared struct {
+	tunnel.Device
+	mu sync.Mutex
+}
+
+func (d *shared) Write(packets []tunnel.Outgoing) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Device.Write(packets)
+}
+
+// start adds the worker's goroutines to the group. Each ends with an error.
+func (w *worker) start(group *errgroup.Group) {
+	if w.poller != nil {
+		group.Go(w.run)
+		return
+	}
+	group.Go(func() error {
+		for {
+			if _, err := w.read(); err != nil {
+				return err
+			}
+		}
+	})
+	for i, socket := range w.sockets {
+		group.Go(func() error {
+			for {
+				if _, err := w.receive(w.rx[i], socket); err != nil {
+					return err
+				}
+			}
+		})
+	}
+}
+
+// run serves all sources in turn. Its thread is its own: a wake-up of it is
+// then one of the kernel's alone.
+func (w *worker) run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for {
+		ready, err := w.poller.Wait()
+		if err != nil {
+			return fmt.Errorf("wait for packets: %w", err)
+		}
+		if ready&1 != 0 {
+			if _, err := w.read(); err != nil {
+				return err
+			}
+		}
+		for i, socket := range w.sockets {
+			if ready&(2<<i) == 0 {
+				continue
+			}
+			if _, err := w.receive(w.rx[0], socket); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// read takes one batch from the Device to its end.
+func (w *worker) read() (n int, err error) {
+	n, err = w.device.Read(w.tx.packets, w.tx.arena)
+	w.tx.process(w.tx.packets[:n])
+	if err != nil {
+		return n, fmt.Errorf("read %s: %w", w.device.Name(), err)
+	}
+	return n, nil
+}
+
+// receive takes one batch from a Socket to its end.
+func (w *worker) receive(r *rx, socket tunnel.Socket) (n int, err error) {
+	n, err = socket.Receive(r.batch, r.arena)
+	r.process(r.batch[:n])
+	if err != nil {
+		return n, fmt.Errorf("receive on %v: %w", socket.Local(), err)
+	}
+	return n, nil
+}
+
+// close closes what the worker was given, the Poller first, as nothing it
+// waits for may go before.
+func (w *worker) close() error {
+	var errs []error
+	if w.poller != nil {
+		errs = append(errs, w.poller.Close())
+	}
+	errs = append(errs, w.device.Close())
+	for _, socket := range w.sockets {
+		errs = append(errs, socket.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// caller is a Device or Socket that counts its system calls.
+type caller interface{ Calls() uint64 }
+
+// addTo adds the worker's counts.
+func (w *worker) addTo(stats *Stats) {
+	w.tx.counters.addTo(stats)
+	for _, r := range w.rx {
+		r.counters.addTo(stats)
+	}
+	device := w.device
+	if s, ok := device.(*shared); ok {
+		device = s.Device
+	}
+	if c, ok := device.(caller); ok {
+		stats.values[DeviceCalls] += c.Calls()
+	}
+	for _, socket := range w.sockets {
+		if c, ok := socket.(caller); ok {
+			stats.values[SocketCalls] += c.Calls()
+		}
+	}
+	if w.poller != nil {
+		stats.values[PollCalls] += w.poller.Calls()
+	}
+}
