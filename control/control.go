@@ -18,13 +18,28 @@ type Leg struct {
 	VNI      uint32       // as published; zero unless the backend is vxlan
 }
 
+// Offers are what a host can do beyond what its backend type says, one field
+// per encapsulation. The zero value is nothing, which is what flanneld hosts
+// offer. It is comparable.
+type Offers struct {
+	VXLAN VXLANOffer
+}
+
+// VXLANOffer is what a host's VXLAN can do beyond RFC 7348.
+type VXLANOffer struct {
+	// RemoteChecksum: the host finishes inner checksums that a frame's header
+	// marks as put off (draft-herbert-vxlan-rco-00).
+	RemoteChecksum bool
+}
+
 // Lease is one host's membership. It is immutable once in a Snapshot.
 type Lease struct {
 	Host    string // node name in Kubernetes, lease key in etcd
 	Backend string // backend type, as published
 	Legs    []Leg  // IPv4 first; at most one per family
+	Offers  Offers
 	// Problems say which part of the lease is unusable and why. A leg with a
-	// problem is not in Legs.
+	// problem is not in Legs, and offers with one are none.
 	Problems []string
 }
 
@@ -50,7 +65,8 @@ type Claim struct {
 	Backend string
 	// Legs has one entry per enabled family, IPv4 first. Subnet is the previous
 	// subnet or zero: the lease source decides it.
-	Legs []Leg
+	Legs   []Leg
+	Offers Offers
 }
 
 // Recall is what the lease source already knows about this host.
@@ -126,6 +142,8 @@ type Way struct {
 	Encap    tunnel.Encap
 	Engine   tunnel.Engine
 	MTU      int
-	Reason   string       // why this way
-	Objects  []tunnel.Key // the host objects it needs
+	// RemoteChecksum: inner checksums of what is sent are left to the host.
+	RemoteChecksum bool
+	Reason         string       // why this way
+	Objects        []tunnel.Key // the host objects it needs
 }

@@ -14,7 +14,7 @@ import (
 
 // claim is what this host will publish.
 func (a *Agent) claim(self control.Self, outer Outer) (control.Claim, error) {
-	claim := control.Claim{Host: a.Node, Backend: a.policy.Backend}
+	claim := control.Claim{Host: a.Node, Backend: a.policy.Backend, Offers: a.offers(self.Engine)}
 	for _, network := range a.policy.Networks {
 		leg := control.Leg{Subnet: network, PublicIP: addrOfFamily(outer.Public, network)}
 		if a.policy.Backend == string(tunnel.EncapVXLAN) {
@@ -43,6 +43,14 @@ func (a *Agent) claim(self control.Self, outer Outer) (control.Claim, error) {
 		claim.Legs[i].Subnet = netip.Prefix{}
 	}
 	return claim, nil
+}
+
+// offers are what this host can do that peers cannot tell from its backend
+// type. With the kernel's engine that is nothing, and the lease is flannel's to
+// the byte.
+func (a *Agent) offers(engine tunnel.Engine) (offers control.Offers) {
+	offers.VXLAN.RemoteChecksum = engine == tunnel.EngineUserspace && a.policy.Backend == string(tunnel.EncapVXLAN)
+	return offers
 }
 
 // links are the devices of a plan.

@@ -20,8 +20,13 @@ func (i itemState) tried() bool { return i.Done || i.Err != "" }
 
 // peerStatus says how one other host stands: as well as the worst of its ways.
 func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatus {
-	peer := PeerStatus{Name: host.Host, Subnets: []string{}, State: StateUp}
+	peer := PeerStatus{Name: host.Host, Subnets: []string{}, Features: []string{}, State: StateUp}
 	var reasons, endpoints []string
+	addReason := func(reason string) {
+		if reason != "" && !slices.Contains(reasons, reason) {
+			reasons = append(reasons, reason)
+		}
+	}
 	for _, way := range host.Ways {
 		peer.Subnets = append(peer.Subnets, way.Subnet.String())
 		endpoint := way.Endpoint.String()
@@ -33,9 +38,12 @@ func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatu
 		if peer.MTU == 0 || way.MTU < peer.MTU {
 			peer.MTU = way.MTU
 		}
-		if way.Reason != "" && !slices.Contains(reasons, way.Reason) {
-			reasons = append(reasons, way.Reason)
+		addReason(way.Reason)
+		feature, reason := checksumOffload(way)
+		if feature != "" && !slices.Contains(peer.Features, feature) {
+			peer.Features = append(peer.Features, feature)
 		}
+		addReason(reason)
 		for _, key := range way.Objects {
 			switch item := items[key]; {
 			case item.Err != "":
@@ -52,6 +60,19 @@ func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatu
 	peer.Endpoint = strings.Join(endpoints, ",")
 	peer.Reason = strings.Join(append(reasons, host.Reasons...), "; ")
 	return peer
+}
+
+// checksumOffload says whether inner checksums are left to the peer, as a
+// feature, and why or why not. It has nothing to say of ways on which the
+// choice does not exist.
+func checksumOffload(way control.Way) (feature, reason string) {
+	switch {
+	case way.RemoteChecksum:
+		return "checksum offload", "checksum offload: the peer offers it"
+	case way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace:
+		return "", "no checksum offload: the peer does not offer it"
+	}
+	return "", ""
 }
 
 // readiness decides whether this host may be called ready: the lease source's

@@ -51,6 +51,7 @@ type PeerStatus struct {
 	Encap      string    `json:"encap"`
 	Engine     string    `json:"engine"`
 	MTU        int       `json:"mtu"`
+	Features   []string  `json:"features"` // what is used because the peer offers it
 	State      string    `json:"state"`
 	Reason     string    `json:"reason"`
 	LastChange time.Time `json:"last_change"`

@@ -103,8 +103,16 @@ func dualClaim() control.Claim {
 	}}
 }
 
+// checksums is what a host with the userspace engine offers, and its form.
+var checksums = control.Offers{VXLAN: control.VXLANOffer{RemoteChecksum: true}}
+
+const (
+	offersName = "flannel.alpha.coreos.com/weft-offers"
+	offersText = `{"version":1,"vxlan":{"remoteChecksum":true}}`
+)
+
 func sameLease(a, b control.Lease) bool {
-	return a.Host == b.Host && a.Backend == b.Backend && slices.Equal(a.Legs, b.Legs) && slices.Equal(a.Problems, b.Problems)
+	return a.Host == b.Host && a.Backend == b.Backend && slices.Equal(a.Legs, b.Legs) && a.Offers == b.Offers && slices.Equal(a.Problems, b.Problems)
 }
 
 // later runs do while the test waits for something else, and is done with it

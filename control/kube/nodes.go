@@ -139,7 +139,7 @@ type member struct {
 }
 
 func (m member) equal(other member) bool {
-	return m.managed == other.managed && m.lease.Backend == other.lease.Backend &&
+	return m.managed == other.managed && m.lease.Backend == other.lease.Backend && m.lease.Offers == other.lease.Offers &&
 		slices.Equal(m.lease.Legs, other.lease.Legs) && slices.Equal(m.lease.Problems, other.lease.Problems)
 }
 

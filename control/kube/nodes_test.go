@@ -167,6 +167,16 @@ func TestChanges(t *testing.T) {
 				}
 			})},
 		},
+		"offers alone": {
+			annotate("weft-offers", offersText),
+			[]control.Lease{alone(func(l *control.Lease) { l.Offers = checksums })},
+		},
+		"bad offers": {
+			annotate("weft-offers", `{"version":2}`),
+			[]control.Lease{alone(func(l *control.Lease) {
+				l.Problems = []string{"offers: version is 2 and only 1 is known here: update weft on this host"}
+			})},
+		},
 		"podCIDR": {
 			func(n *corev1.Node) { n.Spec.PodCIDRs = []string{cidr4(5), cidr6(2)} },
 			[]control.Lease{alone(func(l *control.Lease) { l.Legs[0].Subnet = peerLease("", 5).Legs[0].Subnet })},

@@ -175,10 +175,10 @@ func (s *Source) repair(ctx context.Context, want own, node *corev1.Node) (*core
 	return patched, missing, nil
 }
 
-// nodePatch is a strategic merge patch of a Node.
+// nodePatch is a strategic merge patch of a Node; null takes an annotation away.
 type nodePatch struct {
 	Metadata struct {
-		Annotations map[string]string `json:"annotations,omitempty"`
+		Annotations map[string]*string `json:"annotations,omitempty"`
 	} `json:"metadata"`
 	Status struct {
 		Conditions []corev1.NodeCondition `json:"conditions,omitempty"`
@@ -186,7 +186,7 @@ type nodePatch struct {
 }
 
 // missing returns the patch that makes node what is wanted, and the sorted
-// names of what it sets: only what differs.
+// names of what it sets or takes away: only what differs.
 func missing(want own, node *corev1.Node, prefix lease.Prefix) (data []byte, names []string, err error) {
 	var patch nodePatch
 	if want.claim != nil {
@@ -199,9 +199,12 @@ func missing(want own, node *corev1.Node, prefix lease.Prefix) (data []byte, nam
 				continue
 			}
 			if patch.Metadata.Annotations == nil {
-				patch.Metadata.Annotations = map[string]string{}
+				patch.Metadata.Annotations = map[string]*string{}
 			}
-			patch.Metadata.Annotations[name] = value
+			patch.Metadata.Annotations[name] = nil
+			if value != "" {
+				patch.Metadata.Annotations[name] = &value
+			}
 			names = append(names, name)
 		}
 		slices.Sort(names)

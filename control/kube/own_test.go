@@ -71,6 +71,74 @@ func TestAcquirePatchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
+// offering returns a claim with offers, and its lease.
+func offering() (control.Claim, control.Lease) {
+	claim, lease := dualClaim(), peerLease("own", 1)
+	claim.Offers, lease.Offers = checksums, checksums
+	return claim, lease
+}
+
+// TestReassertsOffers holds that offers are published, read back, and put back
+// to the byte where something strips or changes them.
+func TestReassertsOffers(t *testing.T) {
+	claim, want := offering()
+	for name, damage := range map[string]func(*corev1.Node){
+		"stripped": func(n *corev1.Node) { delete(n.Annotations, offersName) },
+		"changed":  func(n *corev1.Node) { n.Annotations[offersName] = `{"version":1}` },
+		"junk":     func(n *corev1.Node) { n.Annotations[offersName] = strings.Repeat("[", 1<<16) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeServer(t)
+			s, _ := prepared(t, f)
+			f.set(newNode("own", cidr4(1), cidr6(1)))
+			if got, err := s.Acquire(t.Context(), claim); err != nil || !sameLease(got, want) {
+				t.Fatalf("have %+v, %v, want %+v", got, err, want)
+			}
+			published := f.get("own").Annotations
+			if published[offersName] != offersText {
+				t.Errorf("annotations are %v", published)
+			}
+			feed := runSource(t, s)
+			feed.await(t, want)
+			f.edit("own", damage)
+			feed.awaitUntil(t, "the offers", func(snapshot control.Snapshot) bool {
+				return sameLease(snapshot.Leases[0], want) && len(f.sentPatches()) == 2
+			})
+			if annotations := f.get("own").Annotations; !maps.Equal(annotations, published) {
+				t.Errorf("annotations are %v, want %v", annotations, published)
+			}
+		})
+	}
+}
+
+// TestStaleOffersGo: the kernel's engine may follow the userspace one on the
+// same Node, and what somebody else writes there must not be believed either.
+func TestStaleOffersGo(t *testing.T) {
+	f := newFakeServer(t)
+	s, _ := prepared(t, f)
+	f.set(newNode("own", cidr4(1), cidr6(1)))
+	claim, _ := offering()
+	if _, err := s.Acquire(t.Context(), claim); err != nil {
+		t.Fatal(err)
+	}
+	s, _ = prepared(t, f)
+	if got, err := s.Acquire(t.Context(), dualClaim()); err != nil || !sameLease(got, peerLease("own", 1)) {
+		t.Errorf("have %+v, %v", got, err)
+	}
+	if patch := f.sentPatches()[1]; patch != `{"metadata":{"annotations":{"`+offersName+`":null}},"status":{}}` {
+		t.Errorf("patch is %s", patch)
+	}
+	feed := runSource(t, s)
+	feed.await(t, peerLease("own", 1))
+	f.edit("own", func(n *corev1.Node) { n.Annotations[offersName] = offersText })
+	feed.awaitUntil(t, "no offers", func(snapshot control.Snapshot) bool {
+		return sameLease(snapshot.Leases[0], peerLease("own", 1)) && len(f.sentPatches()) == 3
+	})
+	if value, there := f.get("own").Annotations[offersName]; there {
+		t.Errorf("the Node still has %q", value)
+	}
+}
+
 // TestAcquireHonoursOverwrite: a node's administrator may publish another
 // address than the one this host uses.
 func TestAcquireHonoursOverwrite(t *testing.T) {

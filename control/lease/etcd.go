@@ -92,13 +92,15 @@ func FormatKey(subnets []netip.Prefix) (string, error) {
 // HostOfKey is the name a lease goes by: its key without the directory.
 func HostOfKey(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }
 
-// etcdValue is flannel's value of a lease key. Order and omissions count.
+// etcdValue is flannel's value of a lease key, and the offers. Order and
+// omissions count. A flanneld ignores a field that it does not know.
 type etcdValue struct {
 	PublicIP      string
 	PublicIPv6    *string
 	BackendType   string          `json:",omitempty"`
 	BackendData   json.RawMessage `json:",omitempty"`
 	BackendV6Data json.RawMessage `json:",omitempty"`
+	WeftOffers    json.RawMessage `json:",omitempty"`
 }
 
 func (v etcdValue) data() [families][]byte { return [families][]byte{v.BackendData, v.BackendV6Data} }
@@ -150,7 +152,7 @@ func (v Value) PublicIPs() []netip.Addr {
 // Lease returns the lease of this value under a key: host names it, subnets
 // are ParseKey's. A leg that cannot be used is left out with a problem.
 func (v Value) Lease(host string, subnets []netip.Prefix) control.Lease {
-	raw := published{host: host, backend: v.raw.BackendType}
+	raw := published{host: host, backend: v.raw.BackendType, offers: v.raw.WeftOffers}
 	data, texts := v.raw.data(), v.publicIPs()
 	for family := range raw.legs {
 		raw.legs[family].publicIP, raw.legs[family].data = texts[family], data[family]
@@ -166,7 +168,8 @@ func (v Value) Lease(host string, subnets []netip.Prefix) control.Lease {
 func (v Value) MACs() []tunnel.MAC { return recallMACs(v.raw.data()) }
 
 // FormatValue writes the value that publishes a claim, exactly as flannel
-// writes it for the claim's backend.
+// writes it for the claim's backend, with the claim's offers at the end if it
+// has any.
 func FormatValue(claim control.Claim) ([]byte, error) {
 	legs, err := claimLegs(claim)
 	if err != nil {
@@ -187,6 +190,9 @@ func FormatValue(claim control.Claim) ([]byte, error) {
 		if *data, err = formatData(claim.Backend, *legs[family]); err != nil {
 			return nil, fmt.Errorf("format lease value: %s: %w", familyNames[family], err)
 		}
+	}
+	if value.WeftOffers, err = formatOffers(claim.Offers); err != nil {
+		return nil, fmt.Errorf("format lease value: %w", err)
 	}
 	return json.Marshal(value)
 }

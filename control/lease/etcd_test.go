@@ -142,6 +142,7 @@ func FuzzParseValue(f *testing.F) {
 		f.Add([]byte(golden.value))
 	}
 	f.Add([]byte(`{"PublicIP":"","PublicIPv6":"::1","BackendData":null,"BackendV6Data":[]}`))
+	f.Add([]byte(`{"PublicIP":"192.168.64.3","BackendType":"host-gw","WeftOffers":{"version":2}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		value, err := ParseValue(data)
 		if err != nil {
@@ -159,7 +160,7 @@ func FuzzParseValue(f *testing.F) {
 			return
 		}
 		// What was believed can be published, and says the same again.
-		again, err := FormatValue(control.Claim{Backend: lease.Backend, Legs: lease.Legs})
+		again, err := FormatValue(control.Claim{Backend: lease.Backend, Legs: lease.Legs, Offers: lease.Offers})
 		if err != nil {
 			t.Fatal(err)
 		}

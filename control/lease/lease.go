@@ -1,6 +1,7 @@
 // Package lease translates between control's leases and the forms flannel
 // keeps them in: annotations of Kubernetes Nodes and keys of etcd. What it
-// writes is flannel's, byte for byte; what it reads is hostile until proven
+// writes is flannel's, byte for byte, and the offers of a host that has any,
+// where a flanneld passes over them; what it reads is hostile until proven
 // otherwise. It is pure: it must never touch the operating system, a clock or
 // a store, and never fail as a whole where one leg can be dropped.
 package lease
@@ -43,6 +44,7 @@ func familyOf(addr netip.Addr) int {
 // Limits on what a host may publish about itself, in bytes.
 const (
 	maxData    = 4 << 10 // one family's backend data
+	maxOffers  = 4 << 10 // offers
 	maxBackend = 32      // a backend type
 	maxQuoted  = 64      // foreign text repeated in a problem
 )
@@ -52,6 +54,7 @@ type published struct {
 	host    string
 	backend string
 	legs    [families]publishedLeg
+	offers  []byte // empty: none
 }
 
 type publishedLeg struct {
@@ -87,6 +90,10 @@ func (p published) lease(problems []string) control.Lease {
 	}
 	if len(lease.Legs) == 0 && len(lease.Problems) == 0 {
 		lease.Problems = append(lease.Problems, "no public IP of a family that has a subnet")
+	}
+	var err error
+	if lease.Offers, err = parseOffers(p.offers); err != nil {
+		lease.Problems = append(lease.Problems, err.Error())
 	}
 	return lease
 }

@@ -41,8 +41,14 @@ var (
 	direct6 = leg("fd00:10:244:1::/64", "fd77::1", "", 0)
 )
 
+// offersText are the offers of a host with the userspace engine.
+const offersText = `{"version":1,"vxlan":{"remoteChecksum":true}}`
+
+var offers = control.Offers{VXLAN: control.VXLANOffer{RemoteChecksum: true}}
+
 // goldens are the claims a host can make and what flannel itself writes for
 // each: the annotations without their prefix, the key and the value in etcd.
+// Offers are the one thing that flannel would not write.
 var goldens = []struct {
 	name        string
 	claim       control.Claim
@@ -57,6 +63,30 @@ var goldens = []struct {
 		},
 		"subnets/10.244.1.0-24",
 		`{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}`,
+	},
+	{
+		"vxlan IPv4 with offers", control.Claim{Backend: VXLAN, Legs: []control.Leg{vxlan4}, Offers: offers},
+		map[string]string{
+			"kube-subnet-manager": "true", "backend-type": "vxlan", "public-ip": "192.168.64.3",
+			"backend-data": `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`,
+			"weft-offers":  `{"version":1,"vxlan":{"remoteChecksum":true}}`,
+		},
+		"subnets/10.244.1.0-24",
+		`{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},` +
+			`"WeftOffers":{"version":1,"vxlan":{"remoteChecksum":true}}}`,
+	},
+	{
+		"vxlan dual with offers", control.Claim{Backend: VXLAN, Legs: []control.Leg{vxlan4, vxlan6}, Offers: offers},
+		map[string]string{
+			"kube-subnet-manager": "true", "backend-type": "vxlan", "public-ip": "192.168.64.3", "public-ipv6": "fd77::1",
+			"backend-data":    `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`,
+			"backend-v6-data": `{"VNI":1,"VtepMAC":"52:b1:0a:c9:6a:41"}`,
+			"weft-offers":     `{"version":1,"vxlan":{"remoteChecksum":true}}`,
+		},
+		"subnets/10.244.1.0-24&fd00:10:244:1::-64",
+		`{"PublicIP":"192.168.64.3","PublicIPv6":"fd77::1","BackendType":"vxlan",` +
+			`"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},"BackendV6Data":{"VNI":1,"VtepMAC":"52:b1:0a:c9:6a:41"},` +
+			`"WeftOffers":{"version":1,"vxlan":{"remoteChecksum":true}}}`,
 	},
 	{
 		"vxlan dual", control.Claim{Backend: VXLAN, Legs: []control.Leg{vxlan4, vxlan6}},
@@ -121,7 +151,7 @@ func TestGoldenNode(t *testing.T) {
 				continue
 			}
 			lease, managed := FromNode(NodeData{"a", []string{"10.244.1.0/24", "fd00:10:244:1::/64"}, have}, prefix)
-			wantLease := control.Lease{Host: "a", Backend: golden.claim.Backend, Legs: golden.claim.Legs}
+			wantLease := control.Lease{Host: "a", Backend: golden.claim.Backend, Legs: golden.claim.Legs, Offers: golden.claim.Offers}
 			if !managed || !reflect.DeepEqual(lease, wantLease) {
 				t.Errorf("%s: read back:\n have %+v\n want %+v", golden.name, lease, wantLease)
 			}
@@ -149,7 +179,7 @@ func TestGoldenEtcd(t *testing.T) {
 			t.Errorf("%s: %v", golden.name, err)
 			continue
 		}
-		want := control.Lease{Host: HostOfKey(golden.key), Backend: golden.claim.Backend, Legs: golden.claim.Legs}
+		want := control.Lease{Host: HostOfKey(golden.key), Backend: golden.claim.Backend, Legs: golden.claim.Legs, Offers: golden.claim.Offers}
 		if have := value.Lease(HostOfKey(golden.key), subnets); !reflect.DeepEqual(have, want) {
 			t.Errorf("%s: read back:\n have %+v\n want %+v", golden.name, have, want)
 		}

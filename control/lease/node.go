@@ -30,6 +30,7 @@ const (
 	NodePublicIPv6      = "node-public-ipv6"
 	PublicIPOverwrite   = "public-ip-overwrite" // set by the user: published instead of ours
 	PublicIPv6Overwrite = "public-ipv6-overwrite"
+	WeftOffers          = "weft-offers" // weft's own: flanneld passes over it
 )
 
 // The names of each family's annotations, by family.
@@ -79,7 +80,10 @@ func FromNode(node NodeData, prefix Prefix) (lease control.Lease, managed bool) 
 	if node.Annotations[prefix.Name(KubeSubnetManager)] != "true" {
 		return control.Lease{}, false
 	}
-	raw := published{host: node.Name, backend: node.Annotations[prefix.Name(BackendType)]}
+	raw := published{
+		host: node.Name, backend: node.Annotations[prefix.Name(BackendType)],
+		offers: []byte(node.Annotations[prefix.Name(WeftOffers)]),
+	}
 	subnets, problems := podSubnets(node.PodCIDRs)
 	for family := range raw.legs {
 		leg := &raw.legs[family]
@@ -131,9 +135,11 @@ func NodeSubnets(cidrs []string) ([]netip.Prefix, error) {
 }
 
 // Annotations returns the annotations that publish a claim, exactly as
-// flannel writes them for the claim's backend. node is what the Node has now:
-// a public-ip-overwrite in it replaces the published address. Annotations that
-// flannel leaves alone are not in the result.
+// flannel writes them for the claim's backend, and one more if the claim has
+// offers. node is what the Node has now: a public-ip-overwrite in it replaces
+// the published address. An empty value is for an annotation that must go:
+// peers would go on relying on offers of which the host knows nothing. Others
+// that flannel leaves alone are not in the result.
 func Annotations(claim control.Claim, prefix Prefix, node map[string]string) (map[string]string, error) {
 	legs, err := claimLegs(claim)
 	if err != nil {
@@ -169,6 +175,14 @@ func Annotations(claim control.Claim, prefix Prefix, node map[string]string) (ma
 		}
 		set[prefix.Name(dataNames[family])] = data
 		set[prefix.Name(publicNames[family])] = address
+	}
+	offers, err := formatOffers(claim.Offers)
+	if err != nil {
+		return nil, fmt.Errorf("make annotations: %w", err)
+	}
+	name := prefix.Name(WeftOffers)
+	if _, stale := node[name]; stale || offers != nil {
+		set[name] = string(offers)
 	}
 	return set, nil
 }

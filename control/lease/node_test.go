@@ -202,11 +202,11 @@ func TestBug15MACRecall(t *testing.T) {
 }
 
 func FuzzFromNode(f *testing.F) {
-	f.Add("10.244.1.0/24", "fd00::/64", "vxlan", data4, "192.168.64.3", data6, "fd77::1")
-	f.Add("10.244.1.7/24", "", "host-gw", "null", "0.0.0.0", "null", "::1")
-	f.Add("", "0.0.0.0/0", "", `{"VtepMAC":1}`, "junk", "[[[", "fe80::1%x")
-	f.Fuzz(func(t *testing.T, cidr, cidr2, backend, data, ip, data6, ip6 string) {
-		annotations := annotate(BackendType, backend, BackendData, data, PublicIP, ip, BackendV6Data, data6, PublicIPv6, ip6)
+	f.Add("10.244.1.0/24", "fd00::/64", "vxlan", data4, "192.168.64.3", data6, "fd77::1", offersText)
+	f.Add("10.244.1.7/24", "", "host-gw", "null", "0.0.0.0", "null", "::1", "")
+	f.Add("", "0.0.0.0/0", "", `{"VtepMAC":1}`, "junk", "[[[", "fe80::1%x", "null")
+	f.Fuzz(func(t *testing.T, cidr, cidr2, backend, data, ip, data6, ip6, offers string) {
+		annotations := annotate(BackendType, backend, BackendData, data, PublicIP, ip, BackendV6Data, data6, PublicIPv6, ip6, WeftOffers, offers)
 		lease, managed := FromNode(NodeData{"a", []string{cidr, cidr2}, annotations}, DefaultPrefix)
 		if !managed {
 			t.Fatal("not managed")
@@ -223,7 +223,7 @@ func FuzzFromNode(f *testing.F) {
 		if lease.Backend != VXLAN || len(lease.Legs) == 0 {
 			return
 		}
-		set, err := Annotations(control.Claim{Backend: lease.Backend, Legs: lease.Legs}, DefaultPrefix, nil)
+		set, err := Annotations(control.Claim{Backend: lease.Backend, Legs: lease.Legs, Offers: lease.Offers}, DefaultPrefix, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -37,7 +37,7 @@ func (b *builder) admit(leases []control.Lease) []*host {
 
 // judge returns a host with the legs of its lease that are good by themselves.
 func (b *builder) judge(l control.Lease) *host {
-	h := &host{name: l.Host, reasons: slices.Clone(l.Problems)}
+	h := &host{name: l.Host, offers: l.Offers, reasons: slices.Clone(l.Problems)}
 	if len(l.Legs) > 0 && !strings.EqualFold(l.Backend, b.policy.Backend) {
 		h.reasons = append(h.reasons, fmt.Sprintf("publishes backend %q, the network uses %q", l.Backend, b.policy.Backend))
 		return h

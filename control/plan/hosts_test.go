@@ -46,6 +46,13 @@ func TestPlanWays(t *testing.T) {
 				Objects: []tunnel.Key{keyOf(tunnel.KindLink, "weft0"), keyOf(tunnel.KindAddress, "weft0 10.244.17.0/32"), route4}},
 		},
 		{
+			name:  "userspace, to a host that finishes checksums",
+			world: golden().only(ipv4).with(func(w *world) { w.self.Engine = tunnel.EngineUserspace; w.offer("b") }),
+			want: control.Way{Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), Encap: tunnel.EncapVXLAN, Engine: tunnel.EngineUserspace, MTU: 1450,
+				RemoteChecksum: true, Reason: "the network uses vxlan",
+				Objects: []tunnel.Key{keyOf(tunnel.KindLink, "weft0"), keyOf(tunnel.KindAddress, "weft0 10.244.17.0/32"), route4}},
+		},
+		{
 			name: "direct",
 			world: golden().only(ipv4).with(func(w *world) {
 				w.policy.Direct = true
@@ -94,7 +101,18 @@ func TestPlanForTheUserspaceEngine(t *testing.T) {
 	if !reflect.DeepEqual(got.Locals, wantLocals) {
 		t.Errorf("locals:\n%s\nwant:\n%s", lines(got.Locals), lines(wantLocals))
 	}
+	got = golden().with(func(w *world) { w.self.Engine = tunnel.EngineUserspace; w.offer("b") }).plan()
+	for i := range 2 {
+		wantPeers[i].RemoteChecksum = true
+	}
+	if !reflect.DeepEqual(got.Peers, wantPeers[:2]) {
+		t.Errorf("peers of a host that finishes checksums:\n%s\nwant:\n%s", lines(got.Peers), lines(wantPeers[:2]))
+	}
+	offered := golden().with(func(w *world) { w.offer("b") }).plan()
 	kernel := golden().plan()
+	if !reflect.DeepEqual(offered, kernel) {
+		t.Errorf("the kernel engine's plan depends on offers:\n%+v\nwant:\n%+v", offered, kernel)
+	}
 	if len(kernel.Peers)+len(kernel.Locals) != 0 {
 		t.Errorf("the kernel engine has %d peers and %d locals for the userspace engine", len(kernel.Peers), len(kernel.Locals))
 	}

@@ -83,6 +83,7 @@ type side struct {
 // host is another host while it is being judged.
 type host struct {
 	name    string
+	offers  control.Offers
 	legs    []*leg // usable so far, IPv4 first
 	reasons []string
 }

@@ -3,6 +3,7 @@ package plan
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/weft-net/weft/control"
@@ -80,6 +81,15 @@ func (w world) plan() control.Plan { return Plan(w.snapshot, w.self, w.policy) }
 func (w world) with(change func(*world)) world {
 	change(&w)
 	return w
+}
+
+// offer makes a host of the snapshot offer to finish checksums.
+func (w *world) offer(host string) {
+	leases := slices.Clone(w.snapshot.Leases)
+	for i := range leases {
+		leases[i].Offers.VXLAN.RemoteChecksum = leases[i].Host == host
+	}
+	w.snapshot.Leases = leases
 }
 
 var (

@@ -79,6 +79,7 @@ func randomLease(pick picker, host string, backend string) control.Lease {
 	case 2:
 		l.Legs = append(l.Legs, randomLeg(pick, ipv4))
 	}
+	l.Offers.VXLAN.RemoteChecksum = pick(2) == 0
 	return l
 }
 
@@ -148,6 +149,7 @@ func checkPlan(t *testing.T, w world, pick picker) control.Plan {
 	}
 	checkObjects(t, w, got)
 	checkHosts(t, w, got)
+	checkOffers(t, w, got)
 	checkHarmless(t, w, got, pick)
 	return got
 }
@@ -236,6 +238,29 @@ func checkHosts(t *testing.T, w world, got control.Plan) {
 	for _, p := range w.snapshot.Problems {
 		if !slices.Contains(got.Problems, p) {
 			t.Fatalf("problem %+v was dropped", p)
+		}
+	}
+}
+
+// checkOffers holds that an offer is taken up where it can be, in both
+// families, and that nothing is sent to a host which it does not offer to take.
+func checkOffers(t *testing.T, w world, got control.Plan) {
+	t.Helper()
+	offered := map[string]bool{}
+	for _, l := range w.snapshot.Leases {
+		offered[l.Host] = l.Offers.VXLAN.RemoteChecksum
+	}
+	for _, p := range got.Peers {
+		if p.RemoteChecksum != offered[p.Name] {
+			t.Fatalf("peer %+v, which offers remote checksums: %t", p, offered[p.Name])
+		}
+	}
+	for _, h := range got.Hosts {
+		for _, way := range h.Ways {
+			usable := way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace
+			if way.RemoteChecksum != (usable && offered[h.Host]) {
+				t.Fatalf("a way to %s: %+v, offered: %t", h.Host, way, offered[h.Host])
+			}
 		}
 	}
 }

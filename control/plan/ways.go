@@ -39,12 +39,13 @@ func (b *builder) reach(h *host) {
 		}
 		if way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace {
 			b.plan.Peers = append(b.plan.Peers, tunnel.Peer{
-				Name:     h.name,
-				Prefixes: []netip.Prefix{l.Subnet},
-				Endpoint: way.Endpoint,
-				MAC:      l.MAC,
-				VNI:      b.policy.VNI,
-				MTU:      way.MTU,
+				Name:           h.name,
+				Prefixes:       []netip.Prefix{l.Subnet},
+				Endpoint:       way.Endpoint,
+				MAC:            l.MAC,
+				VNI:            b.policy.VNI,
+				MTU:            way.MTU,
+				RemoteChecksum: way.RemoteChecksum,
 			})
 		}
 		hp.Ways = append(hp.Ways, way)
@@ -78,6 +79,8 @@ func (b *builder) way(l *leg) (way control.Way, reason string) {
 		Engine:   b.self.Engine,
 		MTU:      l.side.mtu,
 		Reason:   "the network uses vxlan",
+		// The kernel's device would have to be told of it, and is as flannel makes it.
+		RemoteChecksum: b.self.Engine == tunnel.EngineUserspace && l.host.offers.VXLAN.RemoteChecksum,
 	}
 	if b.policy.Direct {
 		way.Reason = fmt.Sprintf("%v is not on-link on %s", l.PublicIP, b.self.Underlay.Link)

@@ -1,0 +1,141 @@
+package lease
+
+import (
+	"bytes"
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/weft-net/weft/control"
+)
+
+func TestParseOffers(t *testing.T) {
+	for name, test := range map[string]struct {
+		text    string
+		want    control.Offers
+		problem string // in the error; empty: none
+	}{
+		"none":                      {"", control.Offers{}, ""},
+		"as written":                {offersText, offers, ""},
+		"in another form":           {` { "vxlan" : { "remoteChecksum" : true } , "version" : 1 } `, offers, ""},
+		"version alone":             {`{"version":1}`, control.Offers{}, ""},
+		"not remote checksums":      {`{"version":1,"vxlan":{"remoteChecksum":false}}`, control.Offers{}, ""},
+		"an offer without features": {`{"version":1,"vxlan":{}}`, control.Offers{}, ""},
+		"a later weft": {`{"version":1,"wireguard":{"publicKey":"7Zd9","port":51820},"direct":[],"vxlan":{"remoteChecksum":true,"gbp":1}}`,
+			offers, ""},
+		"names in other case":          {`{"version":1,"Version":2,"VXLAN":{"remoteChecksum":true},"vxlan":{"RemoteChecksum":true}}`, control.Offers{}, ""},
+		"as long as may be":            {offersText + strings.Repeat(" ", maxOffers-len(offersText)), offers, ""},
+		"too long":                     {offersText + strings.Repeat(" ", maxOffers-len(offersText)+1), control.Offers{}, "have 4097 bytes, at most 4096"},
+		"unknown version":              {`{"version":2,"vxlan":{"remoteChecksum":true}}`, control.Offers{}, "version is 2 and only 1 is known here"},
+		"negative version":             {`{"version":-1}`, control.Offers{}, "version is -1"},
+		"no version":                   {`{"vxlan":{"remoteChecksum":true}}`, control.Offers{}, "version is missing"},
+		"null version":                 {`{"version":null}`, control.Offers{}, `version: "null": want a number`},
+		"version as text":              {`{"version":"1"}`, control.Offers{}, `version: "\"1\"": want a number`},
+		"half a version":               {`{"version":1.5}`, control.Offers{}, "want a number"},
+		"version beyond":               {`{"version":99999999999999999999}`, control.Offers{}, "want a number"},
+		"no JSON":                      {`{"version":1`, control.Offers{}, "want a JSON object"},
+		"more than JSON":               {offersText + "x", control.Offers{}, "want a JSON object"},
+		"null":                         {"null", control.Offers{}, `offers: "null": want a JSON object`},
+		"array":                        {`[{"version":1}]`, control.Offers{}, "want a JSON object"},
+		"an offer of another type":     {`{"version":1,"vxlan":true}`, control.Offers{}, `vxlan: "true": want a JSON object`},
+		"an offer that is null":        {`{"version":1,"vxlan":null}`, control.Offers{}, `vxlan: "null"`},
+		"a feature of another type":    {`{"version":1,"vxlan":{"remoteChecksum":"true"}}`, control.Offers{}, "vxlan: remoteChecksum:"},
+		"a feature that is null":       {`{"version":1,"vxlan":{"remoteChecksum":null}}`, control.Offers{}, "want true or false"},
+		"terminal tricks":              {"\x1b[2J", control.Offers{}, `offers: "\x1b[2J"`},
+		"deeper than a decoder can go": {strings.Repeat("[", maxOffers), control.Offers{}, "want a JSON object"},
+	} {
+		have, err := parseOffers([]byte(test.text))
+		if have != test.want {
+			t.Errorf("%s: have %+v, want %+v", name, have, test.want)
+		}
+		if test.problem == "" && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if test.problem != "" && (err == nil || !strings.Contains(err.Error(), test.problem) || len(err.Error()) > 200) {
+			t.Errorf("%s: have %v, want %q", name, err, test.problem)
+		}
+	}
+}
+
+// Bad offers are named, and take nothing else away from the lease.
+func TestBadOffersHarmNothingElse(t *testing.T) {
+	check := func(source, bad string, lease control.Lease) {
+		t.Helper()
+		if !reflect.DeepEqual(lease.Legs, []control.Leg{vxlan4, vxlan6}) || lease.Offers != (control.Offers{}) {
+			t.Errorf("%s, %.20s: have %+v", source, bad, lease)
+		}
+		if len(lease.Problems) != 1 || !strings.HasPrefix(lease.Problems[0], "offers") {
+			t.Errorf("%s, %.20s: have problems %q", source, bad, lease.Problems)
+		}
+	}
+	both := []netip.Prefix{vxlan4.Subnet, vxlan6.Subnet}
+	for _, bad := range []string{`{"version":7}`, `"text"`, "null", strings.Repeat("9", maxOffers+1)} {
+		annotations := annotate(BackendType, VXLAN, BackendData, data4, PublicIP, "192.168.64.3", BackendV6Data, data6, PublicIPv6, "fd77::1", WeftOffers, bad)
+		lease, _ := FromNode(NodeData{"a", []string{both[0].String(), both[1].String()}, annotations}, DefaultPrefix)
+		check("Node", bad, lease)
+		value, err := ParseValue([]byte(`{"PublicIP":"192.168.64.3","PublicIPv6":"fd77::1","BackendType":"vxlan",` +
+			`"BackendData":` + data4 + `,"BackendV6Data":` + data6 + `,"WeftOffers":` + bad + `}`))
+		if err != nil {
+			t.Errorf("%.20s: %v", bad, err)
+			continue
+		}
+		check("etcd", bad, value.Lease("a", both))
+	}
+}
+
+// An offer that a host does not make any more must go: peers would put off
+// checksums that nobody finishes.
+func TestStaleOffersGo(t *testing.T) {
+	name := DefaultPrefix.Name(WeftOffers)
+	claim := control.Claim{Backend: VXLAN, Legs: []control.Leg{vxlan4}}
+	for have, want := range map[string]struct {
+		offers control.Offers
+		value  string
+	}{
+		offersText:      {control.Offers{}, ""},
+		"":              {control.Offers{}, ""},
+		`{"version":2}`: {offers, offersText},
+	} {
+		claim.Offers = want.offers
+		set, err := Annotations(claim, DefaultPrefix, map[string]string{name: have})
+		if value, named := set[name]; err != nil || !named || value != want.value {
+			t.Errorf("%q: have %v, %v, want %q", have, set, err, want.value)
+		}
+	}
+}
+
+func FuzzParseOffers(f *testing.F) {
+	f.Add([]byte(offersText))
+	f.Add([]byte(`{"version":1,"vxlan":{"remoteChecksum":null},"wireguard":{"port":51820}}`))
+	f.Add([]byte(`{"version":2}`))
+	f.Add([]byte("null"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		before := bytes.Clone(data)
+		parsed, err := parseOffers(data)
+		if !bytes.Equal(data, before) {
+			t.Fatal("the data were changed")
+		}
+		if err != nil {
+			checkLease(t, control.Lease{Problems: []string{err.Error()}})
+			if parsed != (control.Offers{}) {
+				t.Fatalf("have %+v with %v", parsed, err)
+			}
+			return
+		}
+		if len(data) > maxOffers {
+			t.Fatalf("%d bytes were read", len(data))
+		}
+		// What was believed can be published, in one form, and says the same again.
+		text, err := formatOffers(parsed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := parseOffers(text); err != nil || again != parsed {
+			t.Fatalf("%s: have %+v, %v, want %+v", text, again, err, parsed)
+		}
+		if !bytes.Equal(text, []byte(offersText)) && text != nil {
+			t.Fatalf("have %s", text)
+		}
+	})
+}
