@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"time"
 
 	"github.com/weft-net/weft/bench/lab"
@@ -20,12 +21,11 @@ import (
 
 // Config says what is measured and how often.
 type Config struct {
-	Underlays []Underlay
-	Paths     []Path
-	Tests     []Test
-	Rounds    int           // each figure is the median of so many
-	Duration  time.Duration // of one measurement; whole seconds, as iperf3 counts them
-	Idle      Gate          // what the machine must be like before each
+	Sets     []Set
+	Paths    []Path        // the same in all sets
+	Rounds   int           // each figure is the median of so many
+	Duration time.Duration // of one measurement; whole seconds, as iperf3 counts them
+	Idle     Gate          // what the machine must be like before each
 	// End is the command line that runs RunEnd in a process of its own, without
 	// the kind of end.
 	End []string
@@ -37,13 +37,20 @@ type Config struct {
 	Detail func(line string)
 }
 
+// Set is what is measured over one underlay.
+type Set struct {
+	Underlay Underlay
+	Tests    []Test
+}
+
 // ErrUnsupported is what this machine lacks to be measured on.
 var ErrUnsupported = errors.New("this machine cannot measure")
 
 func (c Config) check() error {
+	empty := func(s Set) bool { return len(s.Tests) == 0 }
 	switch {
-	case len(c.Underlays) == 0 || len(c.Paths) == 0 || len(c.Tests) == 0:
-		return errors.New("nothing to measure: Underlays, Paths and Tests must name something each")
+	case len(c.Sets) == 0 || slices.ContainsFunc(c.Sets, empty) || len(c.Paths) == 0:
+		return errors.New("nothing to measure: Sets, their Tests and Paths must name something each")
 	case c.Rounds < 1:
 		return fmt.Errorf("Rounds is %d, want 1 or more", c.Rounds)
 	case c.Duration < time.Second || c.Duration%time.Second != 0:
@@ -76,14 +83,22 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 		return Report{}, fmt.Errorf("bench datapath: %w", err)
 	}
 	b.congestion = report.Machine.CongestionControl
-	for _, underlay := range config.Underlays {
-		rows, err := b.measureUnderlay(ctx, underlay)
+	for _, set := range config.Sets {
+		rows, err := b.measureSet(ctx, set)
 		if err != nil {
-			return Report{}, fmt.Errorf("bench datapath: underlay %s: %w", underlay.Name, err)
+			return Report{}, fmt.Errorf("bench datapath: underlay %s: %w", set.Underlay.Name, err)
 		}
 		report.Rows = append(report.Rows, rows...)
 	}
 	return report, nil
+}
+
+// total is how many measurements there will be.
+func (c Config) total() (n int) {
+	for _, set := range c.Sets {
+		n += len(set.Tests) * len(c.Paths) * c.Rounds
+	}
+	return n
 }
 
 // bench is one Run.
@@ -91,5 +106,6 @@ type bench struct {
 	Config
 	world      *lab.Lab
 	hosts      int    // made so far
+	done       int    // measurements made so far
 	congestion string // TCP's congestion control in every test
 }

@@ -72,8 +72,8 @@ type endSite struct {
 	Outer  netip.AddrPort
 	Subnet netip.Prefix
 	MAC    tunnel.MAC
-	// Private and Public are a WireGuard key in hex, as its configuration
-	// protocol has it; of the peer only Public.
+	// A WireGuard key in hex, as its configuration protocol has it: the private
+	// one of the own host, the public one of the peer.
 	Private, Public string
 }
 
@@ -94,12 +94,14 @@ func (p *pair) userspace(ctx context.Context, kind string, number int, config en
 	)
 }
 
+// describe is the site as userspace ends know it that listen on a port.
+func (s *site) describe(port uint16) endSite {
+	return endSite{Outer: netip.AddrPortFrom(s.outer, port), Subnet: s.subnet, MAC: s.mac}
+}
+
 // vxlanConfig is that of an end that speaks VXLAN.
 func (p *pair) vxlanConfig(number int) endConfig {
-	describe := func(s *site) endSite {
-		return endSite{Outer: netip.AddrPortFrom(s.outer, vxlanPort), Subnet: s.subnet, MAC: s.mac}
-	}
-	return endConfig{MTU: vxlanMTU, Own: describe(p.sites[number]), Peer: describe(p.sites[1-number])}
+	return endConfig{MTU: vxlanMTU, Own: p.sites[number].describe(vxlanPort), Peer: p.sites[1-number].describe(vxlanPort)}
 }
 
 func weftEngine(ctx context.Context, p *pair, number int) error {
@@ -120,13 +122,11 @@ func wireGuardGo(ctx context.Context, p *pair, number int) error {
 			p.keys[i] = key
 		}
 	}
-	describe := func(i int) endSite {
-		return endSite{
-			Outer: netip.AddrPortFrom(p.sites[i].outer, wireGuardPort), Subnet: p.sites[i].subnet,
-			Public: hex.EncodeToString(p.keys[i].PublicKey().Bytes()),
-		}
+	config := endConfig{
+		MTU: wireGuardMTU,
+		Own: p.sites[number].describe(wireGuardPort), Peer: p.sites[1-number].describe(wireGuardPort),
 	}
-	config := endConfig{MTU: wireGuardMTU, Own: describe(number), Peer: describe(1 - number)}
 	config.Own.Private = hex.EncodeToString(p.keys[number].Bytes())
+	config.Peer.Public = hex.EncodeToString(p.keys[1-number].PublicKey().Bytes())
 	return p.userspace(ctx, "wireguard-go", number, config)
 }

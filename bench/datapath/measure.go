@@ -124,9 +124,14 @@ type endSample struct {
 	allocations uint64
 }
 
-// segments is the number of datagrams on the link.
-func (e endSample) segments() float64 {
-	return float64(e.counters["tx_datagrams"] + e.counters["rx_datagrams"])
+// segments is the number of datagrams on the link. One that holds a whole
+// super-packet counts as those that it would be cut into.
+func (e endSample) segments() (n float64) {
+	for _, direction := range []string{"tx", "rx"} {
+		datagrams, bytes := e.counters[direction+"_datagrams"], e.counters[direction+"_bytes"]
+		n += float64(max(datagrams, bytes/vxlanMTU))
+	}
+	return n
 }
 
 // calls is the number of system calls; false if the end does not count them.

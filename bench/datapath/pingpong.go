@@ -21,14 +21,16 @@ const (
 )
 
 // pingPong sends a datagram to and fro, one at a time. Both sides are threads
-// in blocking system calls, so that no scheduler but the kernel's is measured.
+// in blocking system calls, so that no scheduler but the kernel's is measured,
+// and on processors of their own, as on two machines: where both share one,
+// which the kernel decides as it likes, a trip takes a third of the time.
 func pingPong(ctx context.Context, b *bench, w *way) (o outcome, err error) {
 	var trips []time.Duration
 	ready := make(chan error, 1)
 	group, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
 	group.Go(func() error {
-		return w.to.Do(func() error { return pong(ctx, netip.AddrPortFrom(w.addr, pingPort), ready) })
+		return w.to.Do(func() error { return errors.Join(pin(1), pong(ctx, netip.AddrPortFrom(w.addr, pingPort), ready)) })
 	})
 	group.Go(func() error {
 		defer cancel()
@@ -36,6 +38,9 @@ func pingPong(ctx context.Context, b *bench, w *way) (o outcome, err error) {
 			return nil // the other side says so
 		}
 		return w.from.Do(func() (err error) {
+			if err := pin(0); err != nil {
+				return err
+			}
 			trips, err = ping(ctx, netip.AddrPortFrom(w.addr, pingPort), b.Duration)
 			return err
 		})

@@ -85,11 +85,32 @@ func ping(ctx context.Context, addr netip.AddrPort, duration time.Duration) ([]t
 	return trips, ctx.Err()
 }
 
-// transient errors are lost packets and interrupted waits.
+// transient errors are lost packets, interrupted waits, and news that the other
+// side has left while a packet was on its way to it.
 func transient(err error) bool {
-	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)
+	return errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNREFUSED)
 }
 
 func socketAddress(addr netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet4{Port: int(addr.Port()), Addr: addr.Addr().As4()}
+}
+
+// pin keeps the calling thread, which must be locked, on the processor with a
+// number, of those that it may use.
+func pin(number int) error {
+	var may, on unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err != nil {
+		return os.NewSyscallError("sched_getaffinity", err)
+	}
+	number %= may.Count()
+	for cpu := 0; ; cpu++ {
+		if !may.IsSet(cpu) {
+			continue
+		}
+		if number == 0 {
+			on.Set(cpu)
+			return os.NewSyscallError("sched_setaffinity", unix.SchedSetaffinity(0, &on))
+		}
+		number--
+	}
 }

@@ -6,37 +6,38 @@ import (
 	"fmt"
 )
 
-// measureUnderlay opens all paths over one underlay and measures round by
-// round, path after path, so that what disturbs one disturbs all.
-func (b *bench) measureUnderlay(ctx context.Context, underlay Underlay) (rows []Row, err error) {
+// measureSet opens all paths over one underlay and measures round by round,
+// path after path, so that what disturbs one disturbs all.
+func (b *bench) measureSet(ctx context.Context, set Set) (rows []Row, err error) {
 	var ways []*way
 	defer func() {
 		for _, w := range ways {
 			err = errors.Join(err, w.close())
 		}
 	}()
-	b.Progress(fmt.Sprintf("underlay %s: %s", underlay.Name, underlay.About))
+	b.Progress(fmt.Sprintf("underlay %s: %s", set.Underlay.Name, set.Underlay.About))
 	for _, path := range b.Paths {
-		w, err := b.openWay(ctx, underlay, path)
+		w, err := b.openWay(ctx, set.Underlay, path)
 		if err != nil {
 			return nil, err
 		}
 		ways = append(ways, w)
 	}
-	results := make([]result, 0, len(b.Tests)*len(ways))
-	for _, t := range b.Tests {
+	var results []result
+	for _, t := range set.Tests {
 		for _, w := range ways {
-			results = append(results, result{underlay: underlay, path: w.path, test: t})
+			results = append(results, result{underlay: set.Underlay, path: w.path, test: t})
 		}
 	}
-	for round := range b.Rounds {
+	for range b.Rounds {
 		for i := range results {
 			r, w := &results[i], ways[i%len(ways)]
 			s, err := b.measure(ctx, w, r.test)
 			if ctx.Err() != nil {
 				return nil, ctx.Err()
 			}
-			b.Progress(r.progress(round+1, b.Rounds, s, err))
+			b.done++
+			b.Progress(fmt.Sprintf("%4d/%d  %s", b.done, b.total(), r.progress(s, err)))
 			if err != nil {
 				r.failures = append(r.failures, err)
 				continue
@@ -60,8 +61,8 @@ type result struct {
 }
 
 // progress is a line about one measurement.
-func (r *result) progress(round, rounds int, s sample, err error) string {
-	line := fmt.Sprintf("  %s %d/%d %-9s %-17s", r.underlay.Name, round, rounds, r.test.Name, r.path.Name)
+func (r *result) progress(s sample, err error) string {
+	line := fmt.Sprintf("%s  %-9s  %-17s", r.underlay.Name, r.test.Name, r.path.Name)
 	if err != nil {
 		return fmt.Sprintf("%s failed: %v", line, err)
 	}

@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -51,3 +52,17 @@ func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsec
 
 // String is the test's name.
 func (t Test) String() string { return t.Name }
+
+// QuickTests are those that tell most in the shortest time.
+func QuickTests(underlay Underlay) (quick []Test) {
+	names := []string{bulkTCP}
+	if underlay.Name == "A" {
+		names = append(names, "udp-1350", "ping-pong")
+	}
+	for _, t := range Tests {
+		if slices.Contains(names, t.Name) {
+			quick = append(quick, t)
+		}
+	}
+	return quick
+}

@@ -11,6 +11,8 @@ import (
 
 func openPlainTUN(string) (*os.File, error) { return nil, ErrUnsupported }
 
+func pin(int) error { return ErrUnsupported }
+
 func tryCongestionControl(string) error { return ErrUnsupported }
 
 func pong(_ context.Context, _ netip.AddrPort, ready chan<- error) error {

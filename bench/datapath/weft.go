@@ -1,14 +1,12 @@
 package datapath
 
 import (
-	"errors"
 	"log/slog"
 	"net/netip"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/engine"
-	"github.com/weft-net/weft/tunnel/tundev"
-	"github.com/weft-net/weft/tunnel/udp"
 )
 
 // weft is weft's userspace engine as the agent runs it, with one static peer.
@@ -35,15 +33,13 @@ func openWeft(config endConfig, logger *slog.Logger) (carrier, error) {
 
 // newEngine opens what the agent opens.
 func newEngine(config endConfig, logger *slog.Logger) (*engine.Engine, error) {
-	device, err := tundev.Open(tundev.Config{Name: config.Device, MTU: config.MTU, Logger: logger})
+	workers, err := datapath.Open(datapath.Config{
+		Device: config.Device, MTU: config.MTU, Listen: []netip.AddrPort{config.Own.Outer}, Logger: logger,
+	})
 	if err != nil {
 		return nil, err
 	}
-	socket, err := udp.Listen(udp.Config{Addr: config.Own.Outer, Logger: logger})
-	if err != nil {
-		return nil, errors.Join(err, device.Close())
-	}
-	return engine.New(engine.Config{Device: device, Sockets: []tunnel.Socket{socket}, Logger: logger})
+	return engine.New(engine.Config{Workers: workers, Logger: logger})
 }
 
 // Counters implements carrier.

@@ -52,7 +52,8 @@ func benchEndCommand() *cobra.Command {
 type benchOptions struct {
 	underlays, paths, tests []string
 	rounds, seconds         int
-	quick, json, verbose    bool
+	quick, json, check      bool
+	verbose                 bool
 	svg, profile            string
 }
 
@@ -63,6 +64,9 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 		Short: "Compare tunnels: throughput, processor time, latency",
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.quick {
+				o.hurry(cmd.Flags().Changed)
+			}
 			config, err := o.config(cmd.ErrOrStderr())
 			if err != nil {
 				return usageError{err}
@@ -80,22 +84,43 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 	f.StringSliceVar(&o.tests, "tests", nil, "what is sent: "+names(datapath.Tests)+" (default all)")
 	f.IntVar(&o.rounds, "rounds", 3, "measurements of each, interleaved; the median counts")
 	f.IntVar(&o.seconds, "seconds", 2, "length of one measurement")
-	f.BoolVar(&o.json, "json", false, "print one JSON document on standard output")
+	f.BoolVar(&o.quick, "quick", false, "under two minutes: one round of one second, bulk TCP everywhere, all else on underlay A or not at all")
+	f.BoolVar(&o.json, "json", false, "print one JSON document on standard output in place of tables")
+	f.StringVar(&o.svg, "svg", "", "draw a bar chart into this file")
+	f.BoolVar(&o.check, "check", false, "fail where weft's engine misses limits that hold on busy machines too")
 	f.BoolVar(&o.verbose, "verbose", false, "say more on standard error: what userspace ends log, and how to find them")
 	f.StringVar(&o.profile, "profile", "", "write Go CPU profiles of userspace ends into this directory")
 	return command
 }
 
+// hurry changes what has not been set by hand.
+func (o *benchOptions) hurry(set func(flag string) bool) {
+	if !set("rounds") {
+		o.rounds = 1
+	}
+	if !set("seconds") {
+		o.seconds = 1
+	}
+}
+
 // config is what the flags mean.
 func (o benchOptions) config(stderr io.Writer) (config datapath.Config, err error) {
-	if config.Underlays, err = choose("underlay", datapath.Underlays, o.underlays); err != nil {
+	underlays, err := choose("underlay", datapath.Underlays, o.underlays)
+	if err != nil {
 		return config, err
 	}
 	if config.Paths, err = choose("paths", datapath.Paths, o.paths); err != nil {
 		return config, err
 	}
-	if config.Tests, err = choose("tests", datapath.Tests, o.tests); err != nil {
+	tests, err := choose("tests", datapath.Tests, o.tests)
+	if err != nil {
 		return config, err
+	}
+	for _, underlay := range underlays {
+		if o.quick && len(o.tests) == 0 {
+			tests = datapath.QuickTests(underlay)
+		}
+		config.Sets = append(config.Sets, datapath.Set{Underlay: underlay, Tests: tests})
 	}
 	if o.rounds < 1 || o.rounds > 100 {
 		return config, fmt.Errorf("--rounds %d: want 1 to 100", o.rounds)
@@ -105,6 +130,9 @@ func (o benchOptions) config(stderr io.Writer) (config datapath.Config, err erro
 	}
 	config.Rounds, config.Duration = o.rounds, time.Duration(o.seconds)*time.Second
 	config.Idle = datapath.Gate{Window: time.Second, Patience: 20 * time.Second}
+	if o.quick {
+		config.Idle = datapath.Gate{Window: 200 * time.Millisecond, Patience: time.Second}
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return config, fmt.Errorf("find this program: %w", err)
@@ -160,5 +188,24 @@ func (o benchOptions) run(ctx context.Context, config datapath.Config, stdout io
 	if err != nil {
 		return interrupted(ctx, err)
 	}
-	return report.WriteJSON(stdout)
+	if o.json {
+		err = report.WriteJSON(stdout)
+	} else {
+		err = report.WriteText(stdout)
+	}
+	if err == nil && o.svg != "" {
+		err = writeSVG(report, o.svg)
+	}
+	if err == nil && o.check {
+		err = report.Check()
+	}
+	return err
+}
+
+func writeSVG(report datapath.Report, path string) error {
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(report.WriteSVG(file), file.Close())
 }

@@ -1,0 +1,141 @@
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// target is what weft's engine wants to reach: the floor at least.
+type target struct {
+	what        string
+	floor, goal float64
+	lower       bool // lower is better
+	measured    func(Report) *float64
+}
+
+// ratios are between medians of the same run; what is not a ratio is the worst
+// over all underlays measured.
+var targets = []target{
+	{"TCP 1 stream, A", 0.45, 0.60, false, against(pathKernel, "A", "tcp-1")},
+	{"TCP 1 stream, B", 0.85, 1.00, false, against(pathKernel, "B", "tcp-1")},
+	{"TCP 1 stream, C", 0.65, 0.85, false, against(pathKernel, "C", "tcp-1")},
+	{"UDP 1350 B delivered, A", 0.85, 1.00, false, against(pathKernel, "A", "udp-1350")},
+	{"UDP 64 B, CPU per packet, A", 1.6, 1.2, true, against(pathKernel, "A", "udp-64")},
+	{"ping-pong p50, A", 2.2, 1.6, true, against(pathKernel, "A", "ping-pong-p50")},
+	{"TCP 1 stream against wireguard-go, A", 3.5, 5, false, against(pathWireGuard, "A", "tcp-1")},
+	{"syscalls per 1000 segments, bulk TCP", 60, 50, true, worst(func(r Row) *float64 { return r.SyscallsPerKseg })},
+	{"allocations per packet, bulk TCP", noAllocations, noAllocations, true, worst(func(r Row) *float64 { return r.AllocsPerPacket })},
+}
+
+// noAllocations is what counts as none: asking for the counters allocates, and
+// so does Go's runtime now and then.
+const noAllocations = 0.001
+
+// verdict says what a measured value is worth.
+func (t target) verdict(measured *float64) string {
+	reaches := func(mark float64) bool {
+		if t.lower {
+			return *measured <= mark
+		}
+		return *measured >= mark
+	}
+	switch {
+	case measured == nil:
+		return "not measured"
+	case reaches(t.goal):
+		return "met goal"
+	case reaches(t.floor):
+		return "met floor"
+	}
+	return "below"
+}
+
+// against is the ratio of weft's engine to another path.
+func against(path, underlay, test string) func(Report) *float64 {
+	return func(r Report) *float64 {
+		return ratio(r.row(underlay, pathWeft, test), r.row(underlay, path, test))
+	}
+}
+
+// worst is the largest value of weft's engine in bulk TCP.
+func worst(value func(Row) *float64) func(Report) *float64 {
+	return func(r Report) *float64 {
+		var values []float64
+		for _, row := range r.Rows {
+			if v := value(row); row.Path == pathWeft && row.Test == bulkTCP && v != nil {
+				values = append(values, *v)
+			}
+		}
+		if values == nil {
+			return nil
+		}
+		return number(slices.Max(values))
+	}
+}
+
+// bulkTCP is the test that says most about a tunnel.
+const bulkTCP = "tcp-1"
+
+// ratio of the medians of two rows; nil if either is missing.
+func ratio(row, base *Row) *float64 {
+	if row == nil || base == nil || row.Median == nil || base.Median == nil || *base.Median == 0 {
+		return nil
+	}
+	return number(*row.Median / *base.Median)
+}
+
+// row finds a row; nil if there is none.
+func (r Report) row(underlay, path, test string) *Row {
+	i := slices.IndexFunc(r.Rows, func(row Row) bool {
+		return row.Underlay == underlay && row.Path == path && row.Test == test
+	})
+	if i < 0 {
+		return nil
+	}
+	return &r.Rows[i]
+}
+
+// Limits that hold on noisy machines too.
+const (
+	leastRatioWhole = 0.3 // of kernel VXLAN, underlay A
+	leastRatioCut   = 0.5 // underlay B
+	mostSyscalls    = 100 // per 1000 segments
+	mostAllocations = 0.01
+)
+
+// Check compares bulk TCP over weft's engine with limits that are generous
+// enough for a busy machine, and returns an error that names every one missed,
+// or that too little was measured.
+func (r Report) Check() error {
+	var errs []error
+	for underlay, least := range map[string]float64{"A": leastRatioWhole, "B": leastRatioCut} {
+		if r.row(underlay, pathWeft, bulkTCP) == nil {
+			continue
+		}
+		got := against(pathKernel, underlay, bulkTCP)(r)
+		if got == nil || *got < least {
+			errs = append(errs, fmt.Errorf("underlay %s: %s is %s of %s in %s, want %v or more", underlay, pathWeft, cell(got), pathKernel, bulkTCP, least))
+		}
+	}
+	bulk := 0
+	for _, row := range r.Rows {
+		if row.Path != pathWeft || row.Test != bulkTCP {
+			continue
+		}
+		bulk++
+		if v := row.SyscallsPerKseg; v == nil || *v > mostSyscalls {
+			errs = append(errs, fmt.Errorf("underlay %s: %s system calls per 1000 segments, want at most %d", row.Underlay, cell(v), mostSyscalls))
+		}
+		if v := row.AllocsPerPacket; v == nil || *v >= mostAllocations {
+			errs = append(errs, fmt.Errorf("underlay %s: %s allocations per packet, want less than %v", row.Underlay, cell(v), mostAllocations))
+		}
+	}
+	if bulk == 0 {
+		errs = append(errs, fmt.Errorf("nothing to check: want paths %s and %s and test %s", pathKernel, pathWeft, bulkTCP))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("check bench: %w", err)
+	}
+	return nil
+}
