@@ -197,16 +197,19 @@ func TestSource(t *testing.T) {
 				}
 			}
 			a, b := newHost(ctx, t, c, "a", test.netConf), newHost(ctx, t, c, "b", test.netConf)
-			leaseA := a.join(ctx, t, claimOf("a", 1, test.networks...))
+			claimA := claimOf("a", 1, test.networks...)
+			claimA.Offers.VXLAN.RemoteChecksum = true
+			leaseA := a.join(ctx, t, claimA)
 			leaseB := b.join(ctx, t, claimOf("b", 2, test.networks...))
 			both := func(h *host) func() bool {
 				return func() bool {
-					return len(h.latest.Leases) == 2 && slices.Equal(h.latest.Leases[0].Legs, leaseA.Legs) && slices.Equal(h.latest.Leases[1].Legs, leaseB.Legs)
+					return len(h.latest.Leases) == 2 && slices.Equal(h.latest.Leases[0].Legs, leaseA.Legs) && slices.Equal(h.latest.Leases[1].Legs, leaseB.Legs) &&
+						h.latest.Leases[0].Offers == claimA.Offers && h.latest.Leases[1].Offers == control.Offers{}
 				}
 			}
 			a.await(ctx, t, "both leases", both(a))
 			b.await(ctx, t, "both leases", both(b))
-			wantLegs(ctx, t, c, leaseA, claimOf("a", 1, test.networks...))
+			wantLegs(ctx, t, c, leaseA, claimA)
 
 			checkReasserts(ctx, t, c, a)
 			checkReady(ctx, t, c, b)
@@ -324,7 +327,7 @@ func TestAdmission(t *testing.T) {
 	}
 	agent.admin = tokenIn(t, path)
 	type object = map[string]any
-	annotate := func(name, value string) object {
+	annotate := func(name string, value any) object {
 		return object{"metadata": object{"annotations": object{name: value}}}
 	}
 	condition := func(kind string) object {
@@ -340,6 +343,9 @@ func TestAdmission(t *testing.T) {
 	}{
 		{"another Node", "b", annotate("flannel.alpha.coreos.com/public-ip", "192.168.7.66"), "only the Node it runs on"},
 		{"own Node", "a", annotate("flannel.alpha.coreos.com/public-ip", "192.168.7.1"), ""},
+		{"own offers", "a", annotate("flannel.alpha.coreos.com/weft-offers", `{"version":1}`), ""},
+		{"own offers taken away", "a", annotate("flannel.alpha.coreos.com/weft-offers", nil), ""},
+		{"another's offers", "b", annotate("flannel.alpha.coreos.com/weft-offers", `{"version":1}`), "only the Node it runs on"},
 		{"foreign annotation", "a", annotate("example.com/x", "y"), "only annotations under its prefix"},
 		{"labels", "a", object{"metadata": object{"labels": object{"node-role.kubernetes.io/control-plane": ""}}}, "labels"},
 		{"own condition", "a", condition("NetworkUnavailable"), ""},
