@@ -1,0 +1,118 @@
+package engine
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/packet"
+	"github.com/weft-net/weft/tunnel/pathmtu"
+	"github.com/weft-net/weft/tunnel/vxlan"
+)
+
+// Outer headers of either family, up to the inner packet, in bytes.
+const (
+	outerHeaders4 = 20 + 8 + vxlan.Overhead
+	outerHeaders6 = 40 + 8 + vxlan.Overhead
+)
+
+// largePacket is the size from which on packets say that a path is used in a
+// way that its MTU matters for. Below it lies what only acknowledges.
+const largePacket = 512
+
+// path is the way to one peer: what the workers and the prober share. Workers
+// take no lock for it.
+type path struct {
+	mtu     atomic.Int32 // largest inner packet that may be sent now
+	used    atomic.Bool  // a large packet was sent since the prober looked
+	watched atomic.Bool  // the prober looks again by itself
+	refused atomic.Int32 // size of an inner packet that the Socket called too big; 0: none
+
+	// The rest is the prober's, under its lock.
+	peer   *tunnel.Peer
+	number uint32 // its own, in probes
+	search *pathmtu.Search
+	begun  time.Time // when probes were sent last
+	due    time.Time // of the next step, while it waits for one
+	place  int       // in the queue; -1: not in it
+}
+
+// MTU is the largest inner packet that may be sent now.
+func (p *path) MTU() int { return int(p.mtu.Load()) }
+
+func (p *path) innerIs4() bool { return p.peer.Prefixes[0].Addr().Is4() }
+
+func (p *path) outerHeaders() int {
+	if p.peer.Endpoint.Addr().Is4() {
+		return outerHeaders4
+	}
+	return outerHeaders6
+}
+
+// queue is paths by the time of their next step, for container/heap.
+type queue []*path
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
+
+func (q queue) Swap(i, j int) {
+	q[i], q[j] = q[j], q[i]
+	q[i].place, q[j].place = i, j
+}
+
+// Push implements heap.Interface.
+func (q *queue) Push(x any) {
+	p := x.(*path)
+	p.place = len(*q)
+	*q = append(*q, p)
+}
+
+// Pop implements heap.Interface.
+func (q *queue) Pop() any {
+	last := len(*q) - 1
+	p := (*q)[last]
+	(*q)[last] = nil
+	*q = (*q)[:last]
+	p.place = -1
+	return p
+}
+
+// searchConfigs are the settings of searches by inner and outer family.
+type searchConfigs struct{ in4out4, in4out6, in6out4, in6out6 pathmtu.Config }
+
+// outerSizes are MTUs that links have: the least of IPv6, tunnels of several
+// kinds over Ethernet, Ethernet itself, and what clouds and data centres call jumbo.
+var outerSizes = [...]int{1280, 1340, 1380, 1400, 1420, 1440, 1450, 1460, 1476, 1480, 1492, 1500, 4352, 8896, 9000, 9001}
+
+func newSearchConfigs(base pathmtu.Config) *searchConfigs {
+	with := func(floor, headers int) pathmtu.Config {
+		config := base
+		config.Floor, config.Likely = floor, nil
+		for _, size := range outerSizes {
+			config.Likely = append(config.Likely, size-headers)
+		}
+		return config
+	}
+	// What every host has to receive (RFC 791), and every link to carry (RFC 8200).
+	const floor4, floor6 = 576, 1280
+	return &searchConfigs{
+		in4out4: with(floor4, outerHeaders4), in4out6: with(floor4, outerHeaders6),
+		in6out4: with(floor6, outerHeaders4), in6out6: with(floor6, outerHeaders6),
+	}
+}
+
+func (c *searchConfigs) of(p *path) *pathmtu.Config {
+	outer4 := p.peer.Endpoint.Addr().Is4()
+	switch {
+	case p.innerIs4() && outer4:
+		return &c.in4out4
+	case p.innerIs4():
+		return &c.in4out6
+	case outer4:
+		return &c.in6out4
+	}
+	return &c.in6out6
+}
+
+// lowerMTU guesses what a path carries that did not let size bytes through.
+func (p *path) lowerMTU(size int) int { return packet.LowerMTU(size, p.innerIs4()) }

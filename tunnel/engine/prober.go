@@ -1,0 +1,411 @@
+package engine
+
+import (
+	"container/heap"
+	"context"
+	"encoding/binary"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/packet"
+	"github.com/weft-net/weft/tunnel/pathmtu"
+	"github.com/weft-net/weft/tunnel/vxlan"
+)
+
+// ProbeSocket sends the probes of path MTUs in one outer family.
+type ProbeSocket interface {
+	// Local is the address it sends from.
+	Local() netip.Addr
+	// Send sends a datagram that nobody may fragment, whatever is known of the path.
+	Send(to netip.AddrPort, datagram []byte) error
+	// PathMTU is the largest outer packet that the system believes to get to an
+	// address. Larger ones it would send in fragments, or runs of them not at all.
+	PathMTU(to netip.Addr) (int, error)
+	Close() error
+}
+
+const (
+	probeEvents = 256 // wake-ups, and answers, that wait for the prober
+	probeData   = 24  // bytes in a probe that the peer sends back
+	// probeEvery bounds all probes to one in so much time, while none is lost.
+	probeEvery = time.Millisecond
+	// probeBurst bounds those sent at one time, so that their answers find room;
+	// after burstPause there may be as many again.
+	probeBurst, burstPause = 64, time.Millisecond
+)
+
+// prober keeps the path MTU of every peer that large packets are sent to. It is
+// one goroutine for all, which sleeps while there is no such traffic. A probe is
+// an ICMP echo request to the peer's network address, which every host of the
+// network has on its tunnel device, so that the peer needs nothing for it.
+type prober struct {
+	sockets    []ProbeSocket
+	logger     *slog.Logger
+	configs    *searchConfigs
+	token      uint64 // tells answers to these probes from others
+	identifier uint16
+	epoch      time.Time
+
+	wakes   chan *path
+	answers chan probeAnswer
+	changed chan struct{} // setPeers has changed what is due
+
+	mu      sync.Mutex
+	locals  []tunnel.Local
+	paths   map[pathKey]*path
+	numbers map[uint32]*path
+	last    uint32 // number given
+	queue   queue
+	burst   int       // probes sent ...
+	pause   time.Time // ... since this less burstPause
+	sizes   []int
+	buffer  []byte // one datagram
+}
+
+// pathKey is what a peer has to keep to be the same peer on the same path.
+type pathKey struct {
+	endpoint netip.AddrPort
+	network  netip.Prefix
+}
+
+// probeAnswer is what an answer to a probe says.
+type probeAnswer struct {
+	source netip.Addr
+	number uint32
+	size   int
+	sent   time.Duration // since the epoch
+}
+
+func newProber(sockets []ProbeSocket, search pathmtu.Config, logger *slog.Logger) *prober {
+	return &prober{
+		sockets: sockets, logger: logger, configs: newSearchConfigs(search),
+		token: rand.Uint64(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
+		wakes: make(chan *path, probeEvents), answers: make(chan probeAnswer, probeEvents),
+		changed: make(chan struct{}, 1), paths: map[pathKey]*path{}, numbers: map[uint32]*path{},
+		buffer: make([]byte, vxlan.Overhead+tunnel.MaxPacket),
+	}
+}
+
+// setPeers replaces the peers, and returns a path for each. That of a peer which
+// was there before is the same. The peers must not change from now on.
+func (p *prober) setPeers(peers []*tunnel.Peer) []*path {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now, before := time.Now(), p.paths
+	p.paths = make(map[pathKey]*path, len(peers))
+	all := make([]*path, len(peers))
+	for i, peer := range peers {
+		key := pathKey{peer.Endpoint, peer.Prefixes[0]}
+		known, ok := before[key]
+		if ok {
+			delete(before, key)
+		} else {
+			p.last++
+			known = &path{number: p.last, place: -1}
+			p.numbers[known.number] = known
+		}
+		known.peer = peer
+		p.paths[key], all[i] = known, known
+		if known.search == nil {
+			known.mtu.Store(int32(peer.MTU))
+			continue
+		}
+		p.setCeiling(known, now)
+		p.schedule(known, known.search.Due())
+	}
+	for _, gone := range before {
+		delete(p.numbers, gone.number)
+		p.unwatch(gone)
+	}
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+	return all
+}
+
+func (p *prober) setLocals(locals []tunnel.Local) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.locals = locals
+}
+
+// sent is what a worker says of every packet it sends to a peer.
+func (p *prober) sent(to *path, size int) {
+	if size >= largePacket && !to.used.Load() {
+		to.used.Store(true)
+		if !to.watched.Load() {
+			p.wake(to)
+		}
+	}
+}
+
+// tooBig is what a worker says when a Socket called a packet of size bytes too big.
+func (p *prober) tooBig(to *path, size int) {
+	if to.refused.CompareAndSwap(0, int32(size)) {
+		p.wake(to)
+	}
+}
+
+// wake has the prober look at a path. With more waking than it can take, what
+// woke it comes again with a later packet.
+func (p *prober) wake(to *path) {
+	select {
+	case p.wakes <- to:
+	default:
+		to.used.Store(false)
+		to.refused.Store(0)
+	}
+}
+
+// answered takes a packet to our network address that is the answer to a probe.
+// It is false for any other.
+func (p *prober) answered(v packet.View) bool {
+	echo, ok := packet.ParseEchoReply(v)
+	if !ok || echo.Identifier != p.identifier || len(echo.Data) < probeData || binary.BigEndian.Uint64(echo.Data) != p.token {
+		return false
+	}
+	answer := probeAnswer{
+		source: echo.Source,
+		sent:   time.Duration(binary.BigEndian.Uint64(echo.Data[8:])),
+		size:   int(binary.BigEndian.Uint32(echo.Data[16:])),
+		number: binary.BigEndian.Uint32(echo.Data[20:]),
+	}
+	select {
+	case p.answers <- answer:
+	default: // counts as lost
+	}
+	return true
+}
+
+// Run probes until ctx is done, and returns nil.
+func (p *prober) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case to := <-p.wakes:
+			p.woken(to)
+		case answer := <-p.answers:
+			p.hear(answer)
+		case <-p.changed:
+		case <-timer.C:
+		}
+		p.drain()
+		if wait, ok := p.advance(time.Now()); ok {
+			timer.Reset(wait)
+		} else {
+			timer.Stop()
+		}
+	}
+}
+
+// drain takes in all that is there: what has been answered is not lost, however
+// late the prober comes to hear of it.
+func (p *prober) drain() {
+	for {
+		select {
+		case to := <-p.wakes:
+			p.woken(to)
+		case answer := <-p.answers:
+			p.hear(answer)
+		default:
+			return
+		}
+	}
+}
+
+// advance takes the steps that are due, or as many as may be taken at one time,
+// and returns the time to the next.
+func (p *prober) advance(now time.Time) (wait time.Duration, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !now.Before(p.pause) {
+		p.burst, p.pause = 0, now.Add(burstPause)
+	}
+	for len(p.queue) > 0 && !now.Before(p.queue[0].due) {
+		if p.burst >= probeBurst {
+			return p.pause.Sub(now), true
+		}
+		p.burst += p.step(p.queue[0], now)
+	}
+	if len(p.queue) == 0 {
+		return 0, false
+	}
+	return p.queue[0].due.Sub(now), true
+}
+
+// woken looks at a path that a worker has said something of.
+func (p *prober) woken(to *path) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.numbers[to.number] != to {
+		return // its peer is gone
+	}
+	now := time.Now()
+	if to.search == nil {
+		to.search = pathmtu.New(p.configs.of(to), to.peer.MTU, now)
+	}
+	if size := int(to.refused.Load()); size != 0 {
+		p.refused(to, size, now)
+	}
+	if to.place < 0 {
+		to.watched.Store(true)
+		to.due = now
+		heap.Push(&p.queue, to)
+	}
+}
+
+// refused lowers the MTU to what the system says, or else to a usual size.
+func (p *prober) refused(to *path, size int, now time.Time) {
+	before := to.search.MTU()
+	p.setCeiling(to, now)
+	if to.search.MTU() >= size {
+		to.search.Hint(now, to.lowerMTU(size))
+	}
+	if to.search.MTU() < before {
+		to.refused.Store(0)
+	} // else it cannot be helped, and one word on it until the next step will do
+	p.publish(to, "a packet was refused as too big")
+	p.schedule(to, to.search.Due())
+}
+
+// hear takes in an answer.
+func (p *prober) hear(answer probeAnswer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	to := p.numbers[answer.number]
+	if to == nil || to.search == nil || !owns(to.peer, answer.source) {
+		return
+	}
+	to.search.Answered(time.Now(), answer.size, p.epoch.Add(answer.sent))
+	p.publish(to, "a probe was answered")
+	p.schedule(to, to.search.Due())
+}
+
+func owns(peer *tunnel.Peer, inner netip.Addr) bool {
+	for _, prefix := range peer.Prefixes {
+		if prefix.Contains(inner) {
+			return true
+		}
+	}
+	return false
+}
+
+// step sends what is due on a path, or leaves it alone if nobody uses it, and
+// returns the number of probes.
+func (p *prober) step(to *path, now time.Time) int {
+	if !to.search.Busy() && p.idle(to) {
+		return 0
+	}
+	p.setCeiling(to, now)
+	to.refused.Store(0)
+	p.sizes = to.search.Probes(now, p.sizes)
+	for _, size := range p.sizes {
+		p.probe(to, size, now)
+	}
+	if len(p.sizes) > 0 {
+		to.begun = now
+	}
+	p.publish(to, "larger probes are lost while smaller ones are answered")
+	due := to.search.Due()
+	if crowded := to.begun.Add(time.Duration(len(p.queue)) * probeEvery); !to.search.Busy() && due.Before(crowded) {
+		due = crowded
+	}
+	p.schedule(to, due)
+	return len(p.sizes)
+}
+
+// idle takes a path out of the queue if no large packet was sent since the last
+// look. The order keeps a worker's word from being lost in between.
+func (p *prober) idle(to *path) bool {
+	if to.used.Swap(false) {
+		return false
+	}
+	to.watched.Store(false)
+	if to.used.Swap(false) {
+		to.watched.Store(true)
+		return false
+	}
+	p.unwatch(to)
+	return true
+}
+
+func (p *prober) unwatch(to *path) {
+	to.watched.Store(false)
+	if to.place >= 0 {
+		heap.Remove(&p.queue, to.place)
+	}
+}
+
+// schedule moves a path that is in the queue.
+func (p *prober) schedule(to *path, due time.Time) {
+	if to.place >= 0 {
+		to.due = due
+		heap.Fix(&p.queue, to.place)
+	}
+}
+
+// setCeiling bounds the search by the peer's MTU and by what the system
+// believes of the path: it would not send larger packets in one piece.
+func (p *prober) setCeiling(to *path, now time.Time) {
+	ceiling := to.peer.MTU
+	if socket := p.socket(to); socket != nil {
+		if outer, err := socket.PathMTU(to.peer.Endpoint.Addr()); err == nil {
+			ceiling = min(ceiling, max(outer-to.outerHeaders(), p.configs.of(to).Floor))
+		}
+	}
+	to.search.SetCeiling(now, ceiling)
+	p.publish(to, "bounded by the peer or by what the system knows")
+}
+
+func (p *prober) socket(to *path) ProbeSocket {
+	for _, socket := range p.sockets {
+		if socket.Local().Is4() == to.peer.Endpoint.Addr().Is4() {
+			return socket
+		}
+	}
+	return nil
+}
+
+// probe sends one probe. One that cannot be sent is as good as lost.
+func (p *prober) probe(to *path, size int, now time.Time) {
+	socket, local := p.socket(to), localOf(p.locals, to.innerIs4())
+	if socket == nil || local == nil {
+		return
+	}
+	var data [probeData]byte
+	binary.BigEndian.PutUint64(data[:], p.token)
+	binary.BigEndian.PutUint64(data[8:], uint64(now.Sub(p.epoch)))
+	binary.BigEndian.PutUint32(data[16:], uint32(size))
+	binary.BigEndian.PutUint32(data[20:], to.number)
+	datagram := p.buffer[:vxlan.Overhead+size]
+	if packet.PutEchoRequest(datagram[vxlan.Overhead:], packet.Echo{
+		Source: local.Subnet.Addr(), Destination: to.peer.Prefixes[0].Addr(), Identifier: p.identifier, Data: data[:],
+	}) != nil {
+		return
+	}
+	frame := vxlan.Frame{VNI: to.peer.VNI, To: to.peer.MAC, From: local.MAC, Type: vxlan.IPv6}
+	if to.innerIs4() {
+		frame.Type = vxlan.IPv4
+	}
+	frame.Put(datagram)
+	_ = socket.Send(to.peer.Endpoint, datagram)
+}
+
+// publish shows the workers what the search has found.
+func (p *prober) publish(to *path, why string) {
+	before, after := to.MTU(), to.search.MTU()
+	if before == after {
+		return
+	}
+	to.mtu.Store(int32(after))
+	p.logger.Info("path MTU changed", "peer", to.peer.Name, "endpoint", to.peer.Endpoint,
+		"inner_from", before, "inner_to", after, "reason", why)
+}
