@@ -72,6 +72,8 @@ type endSite struct {
 	Outer  netip.AddrPort
 	Subnet netip.Prefix
 	MAC    tunnel.MAC
+	// RemoteChecksum is of the peer, as in tunnel.Peer.
+	RemoteChecksum bool
 	// A WireGuard key in hex, as its configuration protocol has it: the private
 	// one of the own host, the public one of the peer.
 	Private, Public string
@@ -104,7 +106,15 @@ func (p *pair) vxlanConfig(number int) endConfig {
 	return endConfig{MTU: vxlanMTU, Own: p.sites[number].describe(vxlanPort), Peer: p.sites[1-number].describe(vxlanPort)}
 }
 
-func weftEngine(ctx context.Context, p *pair, number int) error {
+// weftToWeft knows its peer for another engine, as weft's hosts do by their
+// leases: one that finishes checksums.
+func weftToWeft(ctx context.Context, p *pair, number int) error {
+	config := p.vxlanConfig(number)
+	config.Peer.RemoteChecksum = true
+	return p.userspace(ctx, "weft", number, config)
+}
+
+func weftToKernel(ctx context.Context, p *pair, number int) error {
 	return p.userspace(ctx, "weft", number, p.vxlanConfig(number))
 }
 

@@ -38,13 +38,13 @@ const (
 var Paths = []Path{
 	{"veth", "no tunnel", pathKernel, openBare},
 	{pathKernel, "kernel VXLAN at both ends, as flannel sets it up", pathKernel, betweenHosts(kernelVXLAN, kernelVXLAN)},
-	{pathWeft, "weft's engine at both ends", pathKernel, betweenHosts(weftEngine, weftEngine)},
-	{"weft-to-kernel", "weft's engine sends, kernel VXLAN receives", pathKernel, betweenHosts(weftEngine, kernelVXLAN)},
-	{"kernel-to-weft", "kernel VXLAN sends, weft's engine receives", pathKernel, betweenHosts(kernelVXLAN, weftEngine)},
+	{pathWeft, "weft's engine at both ends", pathKernel, betweenHosts(weftToWeft, weftToWeft)},
+	{"weft-to-kernel", "weft's engine sends, kernel VXLAN receives", pathKernel, betweenHosts(weftToKernel, kernelVXLAN)},
+	{"kernel-to-weft", "kernel VXLAN sends, weft's engine receives", pathKernel, betweenHosts(kernelVXLAN, weftToKernel)},
 	{pathWireGuard, "wireguard-go at both ends; it encrypts", pathKernel, betweenHosts(wireGuardGo, wireGuardGo)},
 	{"naive", "a system call per packet, no offloads, at both ends", pathKernel, betweenHosts(naiveTunnel, naiveTunnel)},
 	{pathKernelPods, "kernel VXLAN, from pod to pod", pathKernelPods, betweenPods(kernelVXLAN, kernelVXLAN)},
-	{"weft-vxlan-pods", "weft's engine, from pod to pod", pathKernelPods, betweenPods(weftEngine, weftEngine)},
+	{"weft-vxlan-pods", "weft's engine, from pod to pod", pathKernelPods, betweenPods(weftToWeft, weftToWeft)},
 }
 
 // way is a Path that is up: programs in from reach programs in to at addr.
@@ -87,8 +87,7 @@ func (b *bench) openWay(ctx context.Context, underlay Underlay, path Path) (w *w
 		}
 	}()
 	for i := range p.sites {
-		b.hosts++
-		host, err := b.world.Host(lab.HostConfig{Name: fmt.Sprintf("host%d", b.hosts)})
+		host, err := b.newHost()
 		if err != nil {
 			return nil, errors.Join(err, p.close())
 		}
@@ -111,6 +110,11 @@ func (b *bench) openWay(ctx context.Context, underlay Underlay, path Path) (w *w
 		return nil, errors.Join(err, w.close())
 	}
 	return w, nil
+}
+
+func (b *bench) newHost() (*lab.Host, error) {
+	b.hosts++
+	return b.world.Host(lab.HostConfig{Name: fmt.Sprintf("host%d", b.hosts)})
 }
 
 const (

@@ -23,7 +23,7 @@ func openWeft(config endConfig, logger *slog.Logger) (carrier, error) {
 	}
 	err = running.SetPeers([]tunnel.Peer{{
 		Name: "peer", Prefixes: []netip.Prefix{config.Peer.Subnet}, Endpoint: config.Peer.Outer,
-		MAC: config.Peer.MAC, VNI: vxlanVNI, MTU: config.MTU,
+		MAC: config.Peer.MAC, VNI: vxlanVNI, MTU: config.MTU, RemoteChecksum: config.Peer.RemoteChecksum,
 	}})
 	if err != nil {
 		return nil, err

@@ -34,6 +34,7 @@ type site struct {
 	mac     tunnel.MAC
 	mtu     int
 	kernel  bool
+	remote  bool // inner checksums may be left to it
 	workers int
 	device  string
 	engine  *engine.Engine
@@ -63,6 +64,12 @@ func (s *site) podAddr(is4 bool) netip.Addr { return s.self(is4).Next().Next() }
 // where kinds says so, engines elsewhere.
 func newSites(t *testing.T, outerFamily int, offload lab.Offload, kernel ...bool) []*site {
 	t.Helper()
+	return makeSites(t, outerFamily, offload, false, kernel...)
+}
+
+// makeSites is newSites; with remote, sites leave inner checksums to each other.
+func makeSites(t *testing.T, outerFamily int, offload lab.Offload, remote bool, kernel ...bool) []*site {
+	t.Helper()
 	world, err := lab.New(lab.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +82,7 @@ func newSites(t *testing.T, outerFamily int, offload lab.Offload, kernel ...bool
 	var sites []*site
 	for i, isKernel := range kernel {
 		s := &site{
-			t: t, number: i + 1, kernel: isKernel, device: "weft0", mtu: 1450,
+			t: t, number: i + 1, kernel: isKernel, remote: remote, device: "weft0", mtu: 1450,
 			workers: i + 1, // one and several meet
 			mac:     tunnel.MAC{2, 0, 0, 0, 1, byte(i + 1)}, stopped: make(chan error, 1),
 		}
@@ -116,8 +123,8 @@ func (s *site) run(command string, args ...any) {
 func (s *site) start(all []*site) {
 	s.t.Helper()
 	if s.kernel {
-		s.run("ip link add %s address %v mtu %d type vxlan id %d local %v dev eth0 dstport %d nolearning",
-			s.device, s.mac, s.mtu, testVNI, s.outer, interopPort)
+		s.run("ip link add %s address %v mtu %d type vxlan id %d local %v dev eth0 dstport %d nolearning%s",
+			s.device, s.mac, s.mtu, testVNI, s.outer, interopPort, map[bool]string{true: " remcsumtx remcsumrx"}[s.remote])
 		s.run("ip link set %s up", s.device)
 	} else {
 		s.startEngine(all)
@@ -187,7 +194,7 @@ func (s *site) setPeers(all []*site, mtu int) {
 		for _, is4 := range []bool{true, false} {
 			peers = append(peers, tunnel.Peer{
 				Name: peer.host.Name(), Prefixes: []netip.Prefix{peer.subnet(is4)}, MAC: peer.mac, VNI: testVNI,
-				Endpoint: netip.AddrPortFrom(peer.outer, interopPort), MTU: mtu,
+				Endpoint: netip.AddrPortFrom(peer.outer, interopPort), MTU: mtu, RemoteChecksum: peer.remote,
 			})
 		}
 	}
@@ -406,6 +413,27 @@ func TestInterop(t *testing.T) {
 							t.Errorf("%v is 0: the trap was not met", c)
 						}
 					}
+				}
+			})
+		}
+	}
+}
+
+// TestInteropRemoteChecksum: checksums may be left to the receiver, be it an
+// engine or a kernel that was told to (remcsumtx and remcsumrx of ip-link).
+func TestInteropRemoteChecksum(t *testing.T) {
+	for _, outerFamily := range []int{4, 6} {
+		for _, offload := range []lab.Offload{lab.OffloadFull, lab.OffloadNone} {
+			t.Run(fmt.Sprintf("%s%d", offload, outerFamily), func(t *testing.T) {
+				sites := makeSites(t, outerFamily, offload, true, false, true, false)
+				user, kernel, second := sites[0], sites[1], sites[2]
+				exchange(t, user, kernel)
+				exchange(t, kernel, user)
+				before := second.engine.Stats().Value(engine.RxPartial)
+				exchange(t, user, second)
+				noDrops(t, sites)
+				if after := second.engine.Stats().Value(engine.RxPartial); after < before+1000 {
+					t.Errorf("%d checksums were left to the second engine", after-before)
 				}
 			})
 		}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"errors"
 	"time"
 
@@ -45,6 +46,8 @@ type rx struct {
 	packets   []arrival
 	group     packet.Group // the last packets, from groupFrom on
 	groupFrom int
+	groupRun  *tunnel.Datagrams // that its first packet came in
+	groupHead []byte            // what was in front of that
 	out       []tunnel.Outgoing
 	spans     []span // of out
 	parts     [][]byte
@@ -134,6 +137,9 @@ func isSuperFrame(run *tunnel.Datagrams) bool {
 // in it, where that is known.
 func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
 	r.counters.add(RxDatagrams, 1)
+	if size == 0 && r.continues(run, data) {
+		return
+	}
 	frame, err := vxlan.Parse(data)
 	if err != nil {
 		r.drop(dropOf(err))
@@ -169,9 +175,53 @@ func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
 		r.drop(RxDropECN)
 		return
 	}
+	if frame.Remote.Start > 0 && !finishRemote(frame, v, run.Unsummed) {
+		r.drop(RxDropRemote)
+		return
+	}
 	r.counters.add(RxPackets, 1)
 	r.counters.add(RxBytes, len(v.Data))
 	r.accept(v, size)
+	if r.group.Count() == 1 {
+		r.groupRun, r.groupHead = run, data[:vxlan.Overhead]
+	}
+}
+
+// continues takes in a datagram that was sent like the first one of the open
+// group, and whose packet follows on it. Then all that was asked of the first
+// is true of it as well: who sent it, to whom, and how.
+func (r *rx) continues(run *tunnel.Datagrams, data []byte) bool {
+	if r.group.Count() == 0 || len(r.packets) == cap(r.packets) || len(data) < vxlan.Overhead ||
+		run.ECN != r.groupRun.ECN || run.Addr.Addr() != r.groupRun.Addr.Addr() || run.Unsummed != r.groupRun.Unsummed ||
+		!bytes.Equal(data[:vxlan.Overhead], r.groupHead) {
+		return false
+	}
+	v, partial, ok := r.group.Next(data[vxlan.Overhead:])
+	if !ok {
+		return false
+	}
+	r.packets = append(r.packets, arrival{View: v, partial: partial})
+	r.counters.add(RxPackets, 1)
+	r.counters.add(RxBytes, len(v.Data))
+	if partial {
+		r.counters.add(RxPartial, 1)
+	}
+	return true
+}
+
+// finishRemote deals with a checksum that the sender has put off. One where it
+// is expected stays as it is, being partial like any other; one elsewhere is
+// finished here. It is false where the header points to what cannot be, or where
+// nothing protects the bytes meanwhile.
+func finishRemote(frame vxlan.Frame, v packet.View, unsummed bool) bool {
+	if unsummed {
+		return false
+	}
+	start := frame.Remote.Start - vxlan.EthernetLen
+	if offset, ok := v.ChecksumOffset(); ok && start == v.Transport && frame.Remote.Offset() == offset && v.Partial() {
+		return true
+	}
+	return start >= 0 && packet.Finish(v.Data, start, frame.Remote.Offset()) == nil
 }
 
 func (r *rx) knowsVNI(vni uint32) bool {

@@ -51,6 +51,7 @@ const (
 	RxDropLength      // inner IP length larger than the frame
 	RxDropSource      // inner source does not belong to the peer with that outer source
 	RxDropDestination // inner destination is not in our subnet
+	RxDropRemote      // put-off checksum outside the packet, or under no outer checksum (draft-herbert-vxlan-rco-00)
 	RxDropECN         // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
 	RxDropDevice      // the Device failed to take it
 
@@ -79,7 +80,7 @@ var counterNames = [counterCount]string{
 	RxDropVLAN: "rx_drop_vlan", RxDropARP: "rx_drop_arp", RxDropLLC: "rx_drop_llc",
 	RxDropNotIP: "rx_drop_not_ip", RxDropMalformed: "rx_drop_malformed",
 	RxDropLength: "rx_drop_length", RxDropSource: "rx_drop_source",
-	RxDropDestination: "rx_drop_destination", RxDropECN: "rx_drop_ecn",
+	RxDropDestination: "rx_drop_destination", RxDropECN: "rx_drop_ecn", RxDropRemote: "rx_drop_remote_checksum",
 	RxDropDevice: "rx_drop_device",
 
 	DeviceCalls: "device_calls", SocketCalls: "socket_calls", PollCalls: "poll_calls",

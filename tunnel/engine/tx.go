@@ -173,9 +173,14 @@ func (t *tx) packet(in *tunnel.Incoming) {
 		t.super(in, v, w, frame)
 		return
 	}
-	if in.NeedsChecksum && packet.Finish(v.Data, int(in.ChecksumStart), int(in.ChecksumOffset)) != nil {
-		t.drop(TxDropUnfinished)
-		return
+	if in.NeedsChecksum {
+		if len(v.Data) <= peer.MTU && v.Partial() {
+			frame.Remote = remote(peer, in, v)
+		}
+		if frame.Remote.Start == 0 && packet.Finish(v.Data, int(in.ChecksumStart), int(in.ChecksumOffset)) != nil {
+			t.drop(TxDropUnfinished)
+			return
+		}
 	}
 	if len(v.Data) > peer.MTU {
 		t.oversize(v, w, frame)
@@ -185,6 +190,17 @@ func (t *tx) packet(in *tunnel.Incoming) {
 	datagram := t.arena[in.Offset-vxlan.Overhead : in.Offset+len(v.Data)]
 	frame.Put(datagram)
 	t.queue(w, datagram, nil)
+}
+
+// remote is the checksum of v that may be left to its peer to finish, if any.
+func remote(peer *tunnel.Peer, in *tunnel.Incoming, v packet.View) vxlan.Remote {
+	offset, ok := v.ChecksumOffset()
+	start := vxlan.EthernetLen + v.Transport
+	if !peer.RemoteChecksum || !ok || !in.NeedsChecksum || start > vxlan.MaxRemoteStart || start%2 != 0 ||
+		int(in.ChecksumStart) != v.Transport || int(in.ChecksumOffset) != offset {
+		return vxlan.Remote{}
+	}
+	return vxlan.Remote{Start: start, UDP: v.Protocol == packet.UDP}
 }
 
 // box picks the Socket for a flow.
@@ -207,12 +223,14 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 		protocol = packet.UDP
 	}
 	size := int(in.SegmentSize)
-	segments, err := packet.Segment(v, size, false)
+	frame.Remote = remote(w.peer, in, v)
+	segments, err := packet.Segment(v, size, frame.Remote.Start > 0)
 	if err != nil || v.Protocol != protocol {
 		t.drop(TxDropUnfinished)
 		return
 	}
 	headers := segments.HeaderLen()
+	putOff := frame.Remote.Start > 0
 	if headers+min(size, len(v.Data)-headers) > w.peer.MTU {
 		switch {
 		case v.DontFragment() || headers >= w.peer.MTU:
@@ -220,11 +238,13 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 			t.tellTooBig(v, w.peer, w.peer.MTU)
 			return
 		case protocol == packet.UDP:
+			segments, _ = packet.Segment(v, size, false)
+			frame.Remote = vxlan.Remote{}
 			t.fragmentSegments(&segments, w, frame)
 			return
 		}
 		// A TCP stream that may be fragmented is just as well cut smaller.
-		segments, _ = packet.Segment(v, w.peer.MTU-headers, false)
+		segments, _ = packet.Segment(v, w.peer.MTU-headers, putOff)
 	}
 	for {
 		t.reserve(w.box, vxlan.Overhead+headers)

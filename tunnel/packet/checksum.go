@@ -97,38 +97,51 @@ func (v View) ChecksumOffset() (offset int, ok bool) {
 	if _, ok := v.PayloadOffset(); !ok || v.rerouted {
 		return 0, false
 	}
+	return v.checksumOffset(), true
+}
+
+// checksumOffset is ChecksumOffset for what is known to be whole TCP or UDP.
+func (v View) checksumOffset() int {
 	if v.Protocol == TCP {
-		return 16, true
+		return 16
 	}
-	return 6, true
+	return 6
+}
+
+// checksum is the field of what is known to be whole TCP or UDP.
+func (v View) checksum() uint16 {
+	return binary.BigEndian.Uint16(v.Data[v.Transport+v.checksumOffset():])
 }
 
 // Partial reports whether the TCP or UDP checksum was left unfinished: the
 // field holds the folded sum of the pseudo-header alone. One finished packet in
 // 65,536 looks so by chance, and comes out the same when finished again.
 func (v View) Partial() bool {
-	offset, ok := v.ChecksumOffset()
-	if !ok {
+	if _, ok := v.ChecksumOffset(); !ok {
 		return false
 	}
-	check := binary.BigEndian.Uint16(v.Data[v.Transport+offset:])
-	return check == Fold(v.PseudoSum(len(v.Data)-v.Transport))
+	return v.checksum() == Fold(v.PseudoSum(len(v.Data)-v.Transport))
 }
 
 // Valid reports whether a TCP or UDP packet has a checksum and it is right.
 func (v View) Valid() bool {
-	offset, ok := v.ChecksumOffset()
-	if !ok {
+	if _, ok := v.ChecksumOffset(); !ok || v.Protocol == UDP && v.checksum() == 0 {
 		return false
 	}
 	b := v.Data[v.Transport:]
-	if v.Protocol == UDP && binary.BigEndian.Uint16(b[offset:]) == 0 {
-		return false
-	}
 	return Fold(Sum(b, v.PseudoSum(len(b)))) == 0xffff
 }
 
 // HeaderValid reports whether the IPv4 header checksum is right. IPv6 has none.
 func (v View) HeaderValid() bool {
-	return !v.Is4() || Fold(Sum(v.Data[:v.headerLen()], 0)) == 0xffff
+	switch {
+	case !v.Is4():
+		return true
+	case v.Data[0] == 4<<4|ipv4Len/4: // no options, as nearly always
+		b := v.Data[:ipv4Len]
+		sum, carry := bits.Add64(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), 0)
+		sum, carry = bits.Add64(sum, uint64(binary.LittleEndian.Uint32(b[16:])), carry)
+		return Fold(sum>>32+sum&0xffffffff+carry) == 0xffff
+	}
+	return Fold(Sum(v.Data[:v.headerLen()], 0)) == 0xffff
 }

@@ -18,7 +18,8 @@ type Group struct {
 	headers int // bytes of all headers, the same in every packet
 	size    int // payload bytes of every packet but the last
 	count   int
-	total   int // bytes of the super-packet
+	total   int    // bytes of the super-packet
+	pseudo  uint64 // pseudo-header sum without the length, the same in every packet
 	pushed  bool
 	closed  bool // nothing may follow
 }
@@ -35,7 +36,7 @@ func (g *Group) Start(v View) bool {
 		return false
 	}
 	*g = Group{
-		first: v, headers: headers, size: len(v.Data) - headers, count: 1, total: len(v.Data),
+		first: v, headers: headers, size: len(v.Data) - headers, count: 1, total: len(v.Data), pseudo: v.pseudoSum(),
 		pushed: v.Protocol == TCP && v.Data[v.Transport+13]&flagPSH != 0,
 	}
 	g.closed = g.pushed
@@ -65,8 +66,13 @@ func (g *Group) Add(v View) bool {
 	if !ok || headers != g.headers || !mergeable(v) || !g.sameHeaders(v) {
 		return false
 	}
-	size := len(v.Data) - headers
-	if size == 0 || size > g.size || g.total+size > maxTotal {
+	return g.take(v)
+}
+
+// take appends v, which continues the group if its size allows.
+func (g *Group) take(v View) bool {
+	size := len(v.Data) - g.headers
+	if size <= 0 || size > g.size || g.total+size > maxTotal {
 		return false
 	}
 	if v.Protocol == TCP {
@@ -76,6 +82,34 @@ func (g *Group) Add(v View) bool {
 	g.total += size
 	g.closed = g.pushed || size < g.size
 	return true
+}
+
+// Next is Parse, the check of the checksums and Add in one, for the packet that
+// fills b and plainly continues the group, as most do where there is one.
+// Partial is as View.Partial says. Where ok is false nothing is known of b.
+func (g *Group) Next(b []byte) (v View, partial, ok bool) {
+	if g.count == 0 || g.closed || g.count == MaxMerged || len(b) <= g.headers || len(b) > g.headers+g.size {
+		return View{}, false, false
+	}
+	// The headers being the same but for lengths, all offsets are.
+	v = View{Data: b, Protocol: g.first.Protocol, Transport: g.first.Transport}
+	transport, at := b[v.Transport:], 16
+	if v.Protocol == UDP {
+		at = 6
+	}
+	lengthAt, length := 4, len(b)-ipv6Len
+	if g.first.Is4() {
+		lengthAt, length = 2, len(b)
+	}
+	if int(binary.BigEndian.Uint16(b[lengthAt:])) != length || !g.sameHeaders(v) || !mergeable(v) {
+		return View{}, false, false
+	}
+	pseudo, check := g.pseudo+uint64(len(transport)), binary.BigEndian.Uint16(transport[at:])
+	partial = check == Fold(pseudo)
+	if !partial && Fold(Sum(transport, pseudo)) != 0xffff {
+		return View{}, false, false
+	}
+	return v, partial, g.take(v)
 }
 
 func (g *Group) sameHeaders(v View) bool {

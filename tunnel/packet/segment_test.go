@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"testing"
 
 	"github.com/weft-net/weft/tunnel"
@@ -109,14 +110,35 @@ func TestSegmentWithoutPayload(t *testing.T) {
 	equalPackets(t, segmentAll(t, mustParse(t, want), 100, false), [][]byte{want})
 }
 
+// TestSegmentOnRoute: behind a routing header the destination of the IP header
+// is the next hop, and the checksum is for the last.
+func TestSegmentOnRoute(t *testing.T) {
+	hop := netip.MustParseAddr("fd00::99").As16()
+	towards := func(b []byte) []byte {
+		copy(b[24:40], hop[:])
+		return b
+	}
+	for _, protocol := range []uint8{TCP, UDP} {
+		p := tcp(false, tunneltest.Random(rand.New(rand.NewPCG(9, 10)), 250))
+		p.Protocol, p.Flags = protocol, tunneltest.ACK
+		p.Extensions, p.FirstExtension = []byte{protocol, 0, 0, 1, 0, 0, 0, 0}, routing
+		data, _ := p.Super(100)
+		var want [][]byte
+		for rest := p; len(rest.Payload) > 0; rest.Payload = rest.Payload[len(p.Payload):] {
+			p.Payload = rest.Payload[:min(100, len(rest.Payload))]
+			want = append(want, towards(p.Bytes()))
+			p.Sequence += uint32(len(p.Payload))
+		}
+		equalPackets(t, segmentAll(t, mustParse(t, towards(data)), 100, false), want)
+	}
+}
+
 func TestSegmentErrors(t *testing.T) {
 	fragmented := udp(true, make([]byte, 8)).Bytes()
 	fragmented[6] = 0x20
 	ping := tunneltest.Packet{Source: a4, Destination: b4, Protocol: ICMPv4, Payload: tunneltest.Echo(true, 9)}
-	routed := tcp(false, make([]byte, 9))
-	routed.Extensions, routed.FirstExtension = []byte{TCP, 0, 0, 1, 0, 0, 0, 0}, routing
 	for name, b := range map[string][]byte{
-		"fragment": fragmented, "ping": ping.Bytes(), "on a route": routed.Bytes(),
+		"fragment": fragmented, "ping": ping.Bytes(),
 	} {
 		if _, err := Segment(mustParse(t, b), 100, false); err != ErrSegment {
 			t.Errorf("%s: %v", name, err)
@@ -426,6 +448,42 @@ func FuzzMerge(f *testing.F) {
 			}
 		}
 		equalPackets(t, pieces, [][]byte{v.Data, w.Data})
+	})
+}
+
+// FuzzNext holds that Next takes what Parse, the checks and Add together would
+// take, no more, and ends in the same group.
+func FuzzNext(f *testing.F) {
+	for _, is4 := range []bool{true, false} {
+		first, second := tcp(is4, make([]byte, 100)), tcp(is4, make([]byte, 90))
+		second.Sequence += 100
+		second.ID++
+		f.Add(first.Bytes(), second.Bytes())
+		partial, _ := second.Partial()
+		f.Add(first.Bytes(), partial)
+		first, second = udp(is4, make([]byte, 100)), udp(is4, make([]byte, 50))
+		f.Add(first.Bytes(), second.Bytes())
+	}
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		v, err := Parse(a)
+		if err != nil || !v.Valid() {
+			return
+		}
+		var quick, slow Group
+		if !quick.Start(v) {
+			return
+		}
+		slow.Start(v)
+		got, partial, ok := quick.Next(b)
+		want, err := Parse(b)
+		taken := err == nil && (want.Partial() || want.Valid()) && slow.Add(want)
+		// What follows the IP length is for Parse to cut off.
+		if ok != (taken && len(want.Data) == len(b)) {
+			t.Fatalf("Next is %t, Add is %t of\n%x\n%x", ok, taken, a, b)
+		}
+		if ok && (!reflect.DeepEqual(quick, slow) || !reflect.DeepEqual(got, want) || partial != want.Partial()) {
+			t.Fatalf("Next made %+v of %+v, Add %+v of %+v", quick, got, slow, want)
+		}
 	})
 }
 

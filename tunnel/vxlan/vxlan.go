@@ -43,12 +43,38 @@ var (
 	ErrNotIP     = errors.New("inner frame is not IP")
 )
 
-// hasVNI is the I flag: the VNI field is valid.
-const hasVNI = 0x08
+// Bits of the VXLAN header.
+const (
+	hasVNI    = 0x08 // I, in the first byte: the VNI field is valid
+	remote    = 0x20 // in the second: the last byte says which checksum is put off
+	remoteUDP = 0x80 // in the last: a UDP checksum, else TCP; the rest is half of Remote.Start
+)
+
+// MaxRemoteStart is the largest start that fits the header.
+const MaxRemoteStart = 0x7f << 1
+
+// Remote is an inner transport checksum that its receiver is to finish, as
+// kernel VXLAN devices with remcsumtx do (draft-herbert-vxlan-rco-00). The
+// field holds the folded pseudo-header sum.
+type Remote struct {
+	// Start is where the sum starts, from the inner Ethernet header on: even and
+	// at most MaxRemoteStart. 0 means that nothing is put off.
+	Start int
+	UDP   bool
+}
+
+// Offset is where the checksum lies from Start on.
+func (r Remote) Offset() int {
+	if r.UDP {
+		return 6
+	}
+	return 16
+}
 
 // Frame is a VXLAN datagram taken apart.
 type Frame struct {
 	VNI      uint32
+	Remote   Remote
 	To, From tunnel.MAC // inner Ethernet destination and source
 	Type     EtherType  // IPv4 or IPv6
 	Packet   []byte     // what follows the Ethernet header, in the datagram's memory
@@ -72,6 +98,9 @@ func Parse(datagram []byte) (Frame, error) {
 		Type:   EtherType(binary.BigEndian.Uint16(ethernet[12:])),
 		Packet: datagram[Overhead:],
 	}
+	if datagram[1]&remote != 0 {
+		frame.Remote = Remote{Start: int(datagram[7]&^remoteUDP) << 1, UDP: datagram[7]&remoteUDP != 0}
+	}
 	switch {
 	case frame.Type == IPv4 || frame.Type == IPv6:
 		return frame, nil
@@ -89,8 +118,15 @@ func Parse(datagram []byte) (Frame, error) {
 // lie directly in front of the inner packet. Packet is not used.
 func (f Frame) Put(b []byte) {
 	_ = b[Overhead-1]
-	binary.BigEndian.PutUint32(b, hasVNI<<24)
-	binary.BigEndian.PutUint32(b[4:], f.VNI<<8)
+	flags, last := uint32(hasVNI<<24), uint32(0)
+	if f.Remote.Start > 0 {
+		flags, last = flags|remote<<16, uint32(f.Remote.Start>>1)
+		if f.Remote.UDP {
+			last |= remoteUDP
+		}
+	}
+	binary.BigEndian.PutUint32(b, flags)
+	binary.BigEndian.PutUint32(b[4:], f.VNI<<8|last)
 	copy(b[8:14], f.To[:])
 	copy(b[14:20], f.From[:])
 	binary.BigEndian.PutUint16(b[20:], uint16(f.Type))

@@ -74,6 +74,30 @@ func TestPut(t *testing.T) {
 	}
 }
 
+// The bits are those of vxlan.h in Linux: VXLAN_HF_RCO, VXLAN_RCO_UDP.
+func TestRemote(t *testing.T) {
+	for _, test := range []struct {
+		remote      Remote
+		flags, last byte
+		offset      int
+	}{
+		{Remote{}, 0, 0, 16},
+		{Remote{Start: 34}, 0x20, 17, 16},
+		{Remote{Start: 54, UDP: true}, 0x20, 0x80 | 27, 6},
+		{Remote{Start: MaxRemoteStart, UDP: true}, 0x20, 0xff, 6},
+	} {
+		b := make([]byte, Overhead)
+		Frame{VNI: 0xabcdef, Type: IPv4, Remote: test.remote}.Put(b)
+		if !bytes.Equal(b[:8], []byte{8, test.flags, 0, 0, 0xab, 0xcd, 0xef, test.last}) || test.remote.Offset() != test.offset {
+			t.Errorf("%+v is put as %x, offset %d", test.remote, b[:8], test.remote.Offset())
+		}
+		frame, err := Parse(b)
+		if err != nil || frame.Remote != test.remote || frame.VNI != 0xabcdef {
+			t.Errorf("%+v is read as %+v, %v", test.remote, frame, err)
+		}
+	}
+}
+
 // FuzzParse holds that what is accepted is accepted again in the same meaning
 // after Put, and that nothing panics.
 func FuzzParse(f *testing.F) {
@@ -92,7 +116,7 @@ func FuzzParse(f *testing.F) {
 		frame.Put(again)
 		second, err := Parse(again)
 		if err != nil || second.VNI != frame.VNI || second.To != frame.To || second.From != frame.From ||
-			second.Type != frame.Type || !bytes.Equal(again[8:], b[8:]) {
+			second.Type != frame.Type || second.Remote != frame.Remote || !bytes.Equal(again[8:], b[8:]) {
 			t.Fatalf("%x became %x: %v", b, again, err)
 		}
 	})
