@@ -32,7 +32,8 @@ var barColors = []color.Color{
 func (r Report) WriteSVG(w io.Writer) error {
 	tests := distinct(r.Rows, func(row Row) string { return row.Test })
 	canvas := vgsvg.New(chartWidth, panelHeight*vg.Length(max(len(tests), 1)))
-	tiles := draw.Tiles{Rows: len(tests), Cols: 1, PadY: vg.Points(10), PadX: vg.Points(10), PadTop: vg.Points(5), PadBottom: vg.Points(5)}
+	margin := vg.Points(10)
+	tiles := draw.Tiles{Rows: len(tests), Cols: 1, PadY: margin, PadTop: margin, PadBottom: margin, PadLeft: margin, PadRight: margin}
 	for i, test := range tests {
 		panel, err := r.panel(test)
 		if err != nil {
@@ -58,10 +59,13 @@ func (r Report) panel(test string) (*plot.Plot, error) {
 	underlays := distinct(rows, func(row Row) string { return row.Underlay })
 	p := plot.New()
 	p.Title.Text = test
+	if lowerIsBetter(test) {
+		p.Title.Text += " (lower is better)"
+	}
 	p.Y.Label.Text = rows[0].Unit
-	p.Y.Min = 0
 	p.Legend.Top = true
-	room := chartWidth * 0.85 / vg.Length(len(paths))
+	p.Legend.Padding = vg.Points(3)
+	room := chartWidth * 0.85 / vg.Length(len(paths)) // without the vertical axis
 	width := room * groupWidth / vg.Length(len(underlays))
 	for i, underlay := range underlays {
 		offset := width * (vg.Length(i) - vg.Length(len(underlays)-1)/2)
@@ -71,9 +75,12 @@ func (r Report) panel(test string) (*plot.Plot, error) {
 		}
 		bars.Color = barColors[i%len(barColors)]
 		p.Add(bars, ranges)
-		p.Legend.Add("underlay "+underlay, bars)
+		p.Legend.Add("underlay "+underlay+"  ", bars) // room for a wider typeface than was measured with
 	}
 	p.NominalX(paths...)
+	p.X.Min, p.X.Max = -0.5, float64(len(paths))-0.5
+	p.Y.Min = 0
+	p.Y.Max *= 1.05 + 0.1*float64(len(underlays)) // the legend is above the bars
 	useSans(p)
 	return p, nil
 }

@@ -29,6 +29,8 @@ type Config struct {
 	// End is the command line that runs RunEnd in a process of its own, without
 	// the kind of end.
 	End []string
+	// Agent is the weft program, to be measured at rest; empty: it is not.
+	Agent string
 	// Profile is a directory for Go CPU profiles of userspace ends; empty: none.
 	Profile string
 	// Progress is told what is being done, a line each.
@@ -84,9 +86,21 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 	}
 	b.congestion = report.Machine.CongestionControl
 	for _, set := range config.Sets {
-		rows, err := b.measureSet(ctx, set)
+		rows, problems, err := b.measureSet(ctx, set)
 		if err != nil {
 			return Report{}, fmt.Errorf("bench datapath: underlay %s: %w", set.Underlay.Name, err)
+		}
+		report.Rows = append(report.Rows, rows...)
+		report.Problems = append(report.Problems, problems...)
+	}
+	measured := func(row Row) bool { return row.Median != nil }
+	if !slices.ContainsFunc(report.Rows, measured) {
+		return Report{}, fmt.Errorf("bench datapath: every measurement has failed, the first by: %s", report.Rows[0].Errors[0])
+	}
+	if config.Agent != "" {
+		rows, err := b.measureAgent(ctx)
+		if err != nil {
+			return Report{}, fmt.Errorf("bench datapath: %w", err)
 		}
 		report.Rows = append(report.Rows, rows...)
 	}

@@ -205,7 +205,7 @@ func (b *bench) measureOnce(ctx context.Context, w *way, t Test) (s sample, err 
 }
 
 // patience is how much longer than its own time a test may take.
-const patience = 20 * time.Second
+const patience = 10 * time.Second
 
 func (w *way) readEnds() (all []reading, err error) {
 	for _, end := range w.ends {

@@ -13,6 +13,9 @@ import (
 type Report struct {
 	Machine Machine `json:"machine"`
 	Rows    []Row   `json:"rows"`
+	// Problems are what went wrong beside measuring, such as a userspace end that
+	// had to be killed.
+	Problems []string `json:"problems,omitempty"`
 }
 
 // Machine is what was measured on. Figures of different machines do not compare.
@@ -57,7 +60,7 @@ type Row struct {
 func (r result) rows() (rows []Row) {
 	for _, figure := range r.test.Figures {
 		row := Row{
-			Underlay: r.underlay.Name, Path: r.path.Name, Test: figure.Name, Unit: figure.Unit,
+			Underlay: r.lane.underlay.Name, Path: r.lane.path.Name, Test: figure.Name, Unit: figure.Unit,
 			Runs: len(r.samples),
 		}
 		values := known(r.samples, func(s sample) float64 { return figure.value(s) })

@@ -17,6 +17,9 @@ func (r Report) WriteText(w io.Writer) error {
 		m.CPUs, m.CPU, m.Kernel, m.Go, m.Iperf, m.CongestionControl, m.Rounds, m.Seconds)
 	fmt.Fprintf(&text, "Medians, half their range, and in brackets their ratio to kernel VXLAN.\n")
 	for _, underlay := range distinct(r.Rows, func(row Row) string { return row.Underlay }) {
+		if underlay == "" {
+			continue // the agent, which is among the targets
+		}
 		var rows []Row
 		for _, row := range r.Rows {
 			if row.Underlay == underlay {
@@ -154,6 +157,9 @@ func (r Report) warnings(text *bytes.Buffer) {
 		for _, err := range row.Errors {
 			fmt.Fprintf(text, "\nFAILED: %s %s %s: %s\n", row.Underlay, row.Path, row.Test, err)
 		}
+	}
+	for _, problem := range r.Problems {
+		fmt.Fprintf(text, "\nPROBLEM: %s\n", problem)
 	}
 	if busy > 0 {
 		fmt.Fprintf(text, "\nWARNING: the machine was busy with something else before %d of %d measurements.\n", busy, runs)

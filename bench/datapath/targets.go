@@ -26,6 +26,8 @@ var targets = []target{
 	{"TCP 1 stream against wireguard-go, A", 3.5, 5, false, against(pathWireGuard, "A", "tcp-1")},
 	{"syscalls per 1000 segments, bulk TCP", 60, 50, true, worst(func(r Row) *float64 { return r.SyscallsPerKseg })},
 	{"allocations per packet, bulk TCP", noAllocations, noAllocations, true, worst(func(r Row) *float64 { return r.AllocsPerPacket })},
+	{"memory of an idle agent, MB RSS", 40, 25, true, agentFigure(rowIdleMemory)},
+	{"goroutines more with 5000 peers", 0, 0, true, agentFigure(rowPeerGoroutines)},
 }
 
 // noAllocations is what counts as none: asking for the counters allocates, and
@@ -74,6 +76,16 @@ func worst(value func(Row) *float64) func(Report) *float64 {
 	}
 }
 
+// agentFigure is what was measured of the agent at rest.
+func agentFigure(name string) func(Report) *float64 {
+	return func(r Report) *float64 {
+		if row := r.row("", agentPath, name); row != nil {
+			return row.Median
+		}
+		return nil
+	}
+}
+
 // bulkTCP is the test that says most about a tunnel.
 const bulkTCP = "tcp-1"
 
@@ -98,18 +110,23 @@ func (r Report) row(underlay, path, test string) *Row {
 
 // Limits that hold on noisy machines too.
 const (
-	leastRatioWhole = 0.3 // of kernel VXLAN, underlay A
-	leastRatioCut   = 0.5 // underlay B
 	mostSyscalls    = 100 // per 1000 segments
 	mostAllocations = 0.01
 )
+
+// leastRatios are those of TCP to kernel VXLAN.
+var leastRatios = []struct {
+	underlay string
+	ratio    float64
+}{{"A", 0.3}, {"B", 0.5}}
 
 // Check compares bulk TCP over weft's engine with limits that are generous
 // enough for a busy machine, and returns an error that names every one missed,
 // or that too little was measured.
 func (r Report) Check() error {
 	var errs []error
-	for underlay, least := range map[string]float64{"A": leastRatioWhole, "B": leastRatioCut} {
+	for _, limit := range leastRatios {
+		underlay, least := limit.underlay, limit.ratio
 		if r.row(underlay, pathWeft, bulkTCP) == nil {
 			continue
 		}
@@ -133,6 +150,9 @@ func (r Report) Check() error {
 	}
 	if bulk == 0 {
 		errs = append(errs, fmt.Errorf("nothing to check: want paths %s and %s and test %s", pathKernel, pathWeft, bulkTCP))
+	}
+	for _, problem := range r.Problems {
+		errs = append(errs, errors.New(problem))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("check bench: %w", err)

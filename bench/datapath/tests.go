@@ -44,6 +44,18 @@ var Tests = []Test{
 		}, pingPong},
 }
 
+// lowerIsBetter tells of a figure by its name.
+func lowerIsBetter(figure string) bool {
+	for _, t := range Tests {
+		for _, f := range t.Figures {
+			if f.Name == figure {
+				return f.Lower
+			}
+		}
+	}
+	return false
+}
+
 func rate(s sample) float64 { return s.bits / s.seconds / 1e9 }
 
 func cpuPerPacket(s sample) float64 { return micros(s.cpu) / s.packets }

@@ -54,7 +54,7 @@ type benchOptions struct {
 	rounds, seconds         int
 	quick, json, check      bool
 	verbose                 bool
-	svg, profile            string
+	svg, profile, weft      string
 }
 
 func benchDatapathCommand(lacking error) *cobra.Command {
@@ -74,6 +74,11 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 			if lacking != nil {
 				return unsupportedError{fmt.Errorf("the bench cannot run on this machine: %w", lacking)}
 			}
+			if len(o.tests) == 0 {
+				if config.Agent, err = findWeft(o.weft, filepath.Dir(config.End[0])); err != nil {
+					return err
+				}
+			}
 			return o.run(cmd.Context(), config, cmd.OutOrStdout())
 		},
 	}
@@ -88,6 +93,7 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 	f.BoolVar(&o.json, "json", false, "print one JSON document on standard output in place of tables")
 	f.StringVar(&o.svg, "svg", "", "draw a bar chart into this file")
 	f.BoolVar(&o.check, "check", false, "fail where weft's engine misses limits that hold on busy machines too")
+	f.StringVar(&o.weft, "weft", "", "the weft program, whose memory at rest is measured unless --tests says what to do (default $WEFT_BIN, else beside weft-lab)")
 	f.BoolVar(&o.verbose, "verbose", false, "say more on standard error: what userspace ends log, and how to find them")
 	f.StringVar(&o.profile, "profile", "", "write Go CPU profiles of userspace ends into this directory")
 	return command
@@ -180,7 +186,15 @@ func choose[T named](flag string, all []T, wanted []string) (chosen []T, err err
 	return chosen, nil
 }
 
-func (o benchOptions) run(ctx context.Context, config datapath.Config, stdout io.Writer) error {
+func (o benchOptions) run(ctx context.Context, config datapath.Config, stdout io.Writer) (err error) {
+	var chart *os.File
+	if o.svg != "" {
+		// Better to fail now than at the end of a long measurement.
+		if chart, err = os.Create(o.svg); err != nil {
+			return fmt.Errorf("--svg: %w", err)
+		}
+		defer func() { err = errors.Join(err, chart.Close()) }()
+	}
 	report, err := datapath.Run(ctx, config)
 	if errors.Is(err, datapath.ErrUnsupported) {
 		return unsupportedError{err}
@@ -193,19 +207,11 @@ func (o benchOptions) run(ctx context.Context, config datapath.Config, stdout io
 	} else {
 		err = report.WriteText(stdout)
 	}
-	if err == nil && o.svg != "" {
-		err = writeSVG(report, o.svg)
+	if err == nil && chart != nil {
+		err = report.WriteSVG(chart)
 	}
 	if err == nil && o.check {
 		err = report.Check()
 	}
 	return err
-}
-
-func writeSVG(report datapath.Report, path string) error {
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(report.WriteSVG(file), file.Close())
 }

@@ -104,12 +104,9 @@ func (o demoOptions) config() (cfg demo.Config, self string, err error) {
 		return demo.Config{}, "", fmt.Errorf("find this program: %w", err)
 	}
 	dir := filepath.Dir(self)
-	cfg = demo.Config{Weft: o.weft, CNI: o.cni, Kube: o.kube}
-	if cfg.Weft == "" {
-		cfg.Weft = os.Getenv("WEFT_BIN")
-	}
-	if cfg.Weft == "" {
-		cfg.Weft = filepath.Join(dir, "weft")
+	cfg = demo.Config{CNI: o.cni, Kube: o.kube}
+	if cfg.Weft, err = findWeft(o.weft, dir); err != nil {
+		return demo.Config{}, "", err
 	}
 	if len(cfg.CNI) == 0 {
 		cfg.CNI = filepath.SplitList(os.Getenv("CNI_PATH"))
@@ -118,22 +115,31 @@ func (o demoOptions) config() (cfg demo.Config, self string, err error) {
 		cfg.CNI = []string{filepath.Join(dir, "..", ".cache", "cni")}
 	}
 	cfg.CNI = append(cfg.CNI, dir)
-	for _, path := range append([]*string{&cfg.Weft}, paths(cfg.CNI)...) {
-		if *path, err = filepath.Abs(*path); err != nil {
-			return demo.Config{}, "", fmt.Errorf("find %s: %w", *path, err)
+	for i, path := range cfg.CNI {
+		if cfg.CNI[i], err = filepath.Abs(path); err != nil {
+			return demo.Config{}, "", fmt.Errorf("find %s: %w", path, err)
 		}
-	}
-	if _, err := os.Stat(cfg.Weft); err != nil {
-		return demo.Config{}, "", fmt.Errorf("find weft: %w (run: make build)", err)
 	}
 	return cfg, self, nil
 }
 
-func paths(list []string) (pointers []*string) {
-	for i := range list {
-		pointers = append(pointers, &list[i])
+// findWeft finds the weft program: the one that is given, else the one that
+// the environment names, else the one in the directory of this program.
+func findWeft(given, dir string) (path string, err error) {
+	path = given
+	if path == "" {
+		path = os.Getenv("WEFT_BIN")
 	}
-	return pointers
+	if path == "" {
+		path = filepath.Join(dir, "weft")
+	}
+	if path, err = filepath.Abs(path); err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find weft: %w (run: make build)", err)
+	}
+	return path, nil
 }
 
 // progress prints lines with the time since the start.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -92,7 +93,8 @@ func (a *Agent) healthAPI() http.Handler {
 		fmt.Fprintln(w, "weft is ready")
 	})
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{a.Status})
+	registry.MustRegister(collector{a.Status},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	return mux
 }
