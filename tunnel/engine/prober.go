@@ -256,7 +256,7 @@ func (p *prober) woken(to *path) {
 		p.refused(to, size, now)
 	}
 	if to.place < 0 {
-		
+		to.watched.Store(true)
 		to.due = now
 		heap.Push(&p.queue, to)
 	}
@@ -330,7 +330,7 @@ func (p *prober) idle(to *path) bool {
 	}
 	to.watched.Store(false)
 	if to.used.Swap(false) {
-		
+		to.watched.Store(true)
 		return false
 	}
 	p.unwatch(to)
