@@ -92,6 +92,12 @@ func OpenQueues(config Config) (devices []*Device, err error) {
 	if err == nil {
 		err = setUpLink(config.Name, config)
 	}
+	if err == nil {
+		offloads := probeWrites(devices[0].offloads, devices[0].writeOne)
+		for _, d := range devices {
+			d.offloads = offloads
+		}
+	}
 	if err != nil {
 		err = fmt.Errorf("open TUN %s: %w", config.Name, err)
 		for _, d := range devices {
