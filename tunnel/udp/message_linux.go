@@ -10,8 +10,11 @@ import (
 )
 
 const (
-	// receiveBatch is how many 64 KiB buffers one recvmmsg fills at most.
-	receiveBatch = 8
+	// receiveBatch is how many 64 KiB buffers one recvmmsg fills at most, and
+	// largeBatch how many where what comes fills them: more would not stay in
+	// the processor's cache until it is handed on.
+	receiveBatch = 64
+	largeBatch   = 8
 	// sendBatch is how many runs one sendmmsg carries at most.
 	sendBatch = 64
 	// maxParts is how many parts one run can have: IOV_MAX.

@@ -23,6 +23,7 @@ const (
 )
 
 func (r *receiver) init() {
+	r.batch = largeBatch
 	for i := range r.messages {
 		header := &r.messages[i].header
 		header.Name = (*byte)(unsafe.Pointer(&r.names[i]))
@@ -83,7 +84,7 @@ func (s *Socket) drainOne(batch []tunnel.Datagrams, arena []byte) (n int, err er
 func (s *Socket) drain(fd int, batch []tunnel.Datagrams, arena []byte) (n int, err error) {
 	for n < len(batch) && len(arena) >= tunnel.MaxPacket {
 		slots := (len(arena)-tunnel.MaxPacket)/slotSize + 1
-		want := min(len(batch)-n, slots, receiveBatch)
+		want := min(len(batch)-n, slots, s.receiver.batch)
 		s.receiver.prepare(want, arena)
 		got, errno := transfer(unix.SYS_RECVMMSG, fd, s.receiver.messages[:want], &s.receiver.calls)
 		if errno == unix.EAGAIN {
@@ -92,6 +93,7 @@ func (s *Socket) drain(fd int, batch []tunnel.Datagrams, arena []byte) (n int, e
 		if errno != 0 {
 			return n, fmt.Errorf("receive: %w", errno)
 		}
+		s.receiver.adapt(got)
 		for i := range got {
 			if s.accept(i, &batch[n], arena[i*slotSize:]) {
 				n++
@@ -104,6 +106,21 @@ func (s *Socket) drain(fd int, batch []tunnel.Datagrams, arena []byte) (n int, e
 		arena = arena[min(len(arena), (used+alignment-1)&^(alignment-1)):]
 	}
 	return n, nil
+}
+
+// adapt chooses the next batch by the last one, of n messages: as many as there
+// can be while small ones come faster than they are taken.
+func (r *receiver) adapt(n int) {
+	bytes := 0
+	for i := range n {
+		bytes += int(r.messages[i].length)
+	}
+	switch {
+	case bytes > tunnel.MaxPacket:
+		r.batch = largeBatch
+	case n == r.batch:
+		r.batch = min(2*r.batch, receiveBatch)
+	}
 }
 
 // prepare points the first n messages at consecutive slots of the arena.

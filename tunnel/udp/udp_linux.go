@@ -155,6 +155,7 @@ type receiver struct {
 	mu       sync.Mutex
 	calls    atomic.Uint64
 	rounds   uint // calls of Receive
+	batch    int  // buffers to fill next time
 	messages [receiveBatch]message
 	vectors  [receiveBatch]unix.Iovec
 	names    [receiveBatch]unix.RawSockaddrInet6
