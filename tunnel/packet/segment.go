@@ -36,15 +36,21 @@ type Segments struct {
 // of size payload bytes, the last one shorter where it does not divide evenly.
 // Checksums are finished, or with partial set left as the folded pseudo-header
 // sum. The lengths and checksums in v's headers are not relied on, save that
-// UDP over IPv4 without a checksum stays without.
+// UDP over IPv4 without a checksum stays without, and that a packet on its way
+// along a source route has the folded pseudo-header sum: it alone knows the
+// destination at the route's end.
 func Segment(v View, size int, partial bool) (Segments, error) {
 	headers, ok := v.PayloadOffset()
-	if !ok || v.rerouted || size <= 0 {
+	if !ok || size <= 0 {
 		return Segments{}, ErrSegment
 	}
 	s := Segments{
 		view: v, headers: headers, size: size, partial: partial,
 		rest: v.Data[headers:], sumBase: v.pseudoSum(),
+	}
+	if v.rerouted {
+		length := uint16(len(v.Data) - v.Transport)
+		s.sumBase = uint64(v.checksum()) + uint64(^length)
 	}
 	if v.Is4() {
 		b := v.Data[:v.headerLen()]
