@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 )
 
@@ -80,6 +81,30 @@ type Device interface {
 	Offloads() Offloads
 	Close() error
 }
+
+// Switch is a user's wish about one offload.
+type Switch uint8
+
+// The switches. Auto uses what the kernel has unless that is known, or turns
+// out, not to work; On what it has in any case.
+const (
+	Auto Switch = iota
+	On
+	Off
+)
+
+// ParseSwitch parses "auto", "on" and "off".
+func ParseSwitch(s string) (Switch, error) {
+	for _, known := range []Switch{Auto, On, Off} {
+		if s == known.String() {
+			return known, nil
+		}
+	}
+	return Auto, fmt.Errorf("%q: want auto, on or off", s)
+}
+
+// String returns what ParseSwitch parses.
+func (s Switch) String() string { return [...]string{"auto", "on", "off"}[s] }
 
 // Offloads is what a Device or Socket can take off the engine's hands.
 type Offloads struct {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/netip"
 
+	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
 )
 
@@ -38,12 +39,12 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Offloads turns off by hand what the kernel would be asked to do.
+// Offloads is what the kernel is to do of the engine's work. Linux only.
 type Offloads struct {
-	NoTSO bool // TCP super-packets of the TUN
-	NoUSO bool // UDP super-packets of the TUN
-	NoGSO bool // runs of datagrams to send
-	NoGRO bool // runs of datagrams received
+	TSO tunnel.Switch // TCP super-packets of the TUN; without them none of UDP either
+	USO tunnel.Switch // UDP super-packets of the TUN
+	GSO tunnel.Switch // runs of datagrams to send
+	GRO tunnel.Switch // runs of datagrams received
 }
 
 // Open opens everything in the network namespace of the calling thread.

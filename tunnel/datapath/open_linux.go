@@ -16,7 +16,7 @@ func open(config Config) (opened []engine.Worker, err error) {
 	}
 	queues, err := tundev.OpenQueues(tundev.Config{
 		Name: config.Device, MTU: config.MTU, Queues: count, Polled: true,
-		NoTSO: config.Offloads.NoTSO, NoUSO: config.Offloads.NoUSO, Logger: config.Logger,
+		TSO: config.Offloads.TSO, USO: config.Offloads.USO, Logger: config.Logger,
 	})
 	if err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func open(config Config) (opened []engine.Worker, err error) {
 	for _, addr := range config.Listen {
 		group, err := udp.ListenGroup(udp.Config{
 			Addr: addr, SendSockets: config.SendSockets, Polled: true,
-			NoGSO: config.Offloads.NoGSO, NoGRO: config.Offloads.NoGRO, Logger: config.Logger,
+			GSO: config.Offloads.GSO, GRO: config.Offloads.GRO, Logger: config.Logger,
 		}, count)
 		if err != nil {
 			return nil, err

@@ -97,8 +97,8 @@ func negotiate(config Config, kernel linux.Version, set func(flags int) error) (
 		off   bool
 		lost  string // what the next step does without
 	}{
-		{uso, config.NoUSO || config.NoTSO, "UDP super-packets"},
-		{tso, config.NoTSO, "TCP super-packets"},
+		{uso, config.USO == tunnel.Off || config.TSO == tunnel.Off, "UDP super-packets"},
+		{tso, config.TSO == tunnel.Off, "TCP super-packets"},
 		{csum, false, "unfinished checksums"},
 		{0, false, ""},
 	}
@@ -116,7 +116,7 @@ func negotiate(config Config, kernel linux.Version, set func(flags int) error) (
 	if err != nil {
 		return tunnel.Offloads{}, fmt.Errorf("set offloads: %w", err)
 	}
-	if o.UDP && !kernel.AtLeast(6, 8, 5) {
+	if o.UDP && config.USO != tunnel.On && !kernel.AtLeast(6, 8, 5) {
 		o.UDP = false
 		o.Why = append(o.Why, fmt.Sprintf("no UDP super-packets to the kernel: %v forwards them badly, use 6.8.5 or later", kernel))
 	}

@@ -135,9 +135,10 @@ func TestNegotiate(t *testing.T) {
 		{"no USO", Config{}, now, usoFlags, tunnel.Offloads{Checksum: true, TCP: true}, unix.TUN_F_CSUM | tsoFlags, []string{"no UDP super-packets: TUNSETOFFLOAD: invalid argument"}},
 		{"no TSO", Config{}, now, usoFlags | tsoFlags, tunnel.Offloads{Checksum: true}, unix.TUN_F_CSUM, []string{"no UDP super-packets", "no TCP super-packets"}},
 		{"nothing", Config{}, now, -1, tunnel.Offloads{}, 0, []string{"no UDP super-packets", "no TCP super-packets", "no unfinished checksums"}},
-		{"USO off", Config{NoUSO: true}, now, 0, tunnel.Offloads{Checksum: true, TCP: true}, unix.TUN_F_CSUM | tsoFlags, []string{"no UDP super-packets: switched off"}},
-		{"TSO off", Config{NoTSO: true}, now, 0, tunnel.Offloads{Checksum: true}, unix.TUN_F_CSUM, []string{"no UDP super-packets: switched off", "no TCP super-packets: switched off"}},
+		{"USO off", Config{USO: tunnel.Off}, now, 0, tunnel.Offloads{Checksum: true, TCP: true}, unix.TUN_F_CSUM | tsoFlags, []string{"no UDP super-packets: switched off"}},
+		{"TSO off", Config{TSO: tunnel.Off}, now, 0, tunnel.Offloads{Checksum: true}, unix.TUN_F_CSUM, []string{"no UDP super-packets: switched off", "no TCP super-packets: switched off"}},
 		{"USO written badly", Config{}, linux.Version{Major: 6, Minor: 8, Patch: 4}, 0, tunnel.Offloads{Checksum: true, TCP: true}, unix.TUN_F_CSUM | tsoFlags | usoFlags, []string{"6.8.4 forwards them badly"}},
+		{"USO insisted on", Config{USO: tunnel.On}, linux.Version{Major: 6, Minor: 8, Patch: 4}, 0, tunnel.Offloads{Checksum: true, TCP: true, UDP: true}, unix.TUN_F_CSUM | tsoFlags | usoFlags, nil},
 		{"USO written well", Config{}, linux.Version{Major: 6, Minor: 8, Patch: 5}, 0, tunnel.Offloads{Checksum: true, TCP: true, UDP: true}, unix.TUN_F_CSUM | tsoFlags | usoFlags, nil},
 	} {
 		set := -1

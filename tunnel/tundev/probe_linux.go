@@ -18,17 +18,18 @@ const probeSegment = 64
 //
 // The probes bear a multicast source, so the kernel drops what it has taken
 // without a word to anybody (RFC 1122, 3.2.1.3; RFC 4291, 2.7).
-func probeWrites(o tunnel.Offloads, write func(*tunnel.Outgoing) error) tunnel.Offloads {
+func probeWrites(config Config, o tunnel.Offloads, write func(*tunnel.Outgoing) error) tunnel.Offloads {
 	for _, probe := range []struct {
 		name string
 		gso  []tunnel.GSOType
+		wish tunnel.Switch
 		on   *bool
 	}{
-		{"TCP super-packets", []tunnel.GSOType{tunnel.GSOTCP4, tunnel.GSOTCP6}, &o.TCP},
-		{"UDP super-packets", []tunnel.GSOType{tunnel.GSOUDP}, &o.UDP},
+		{"TCP super-packets", []tunnel.GSOType{tunnel.GSOTCP4, tunnel.GSOTCP6}, config.TSO, &o.TCP},
+		{"UDP super-packets", []tunnel.GSOType{tunnel.GSOUDP}, config.USO, &o.UDP},
 	} {
 		for _, gso := range probe.gso {
-			if !*probe.on {
+			if !*probe.on || probe.wish == tunnel.On {
 				break
 			}
 			if err := write(probePacket(gso)); errors.Is(err, tunnel.ErrOffload) {

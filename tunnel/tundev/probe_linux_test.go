@@ -26,7 +26,7 @@ func TestProbeWrites(t *testing.T) {
 	} {
 		tried := 0
 		offered := tunnel.Offloads{Checksum: true, TCP: test.offered > 0, UDP: test.offered > 0}
-		got := probeWrites(offered, func(p *tunnel.Outgoing) error {
+		got := probeWrites(Config{}, offered, func(p *tunnel.Outgoing) error {
 			tried++
 			finished, err := tunneltest.Finish(p.Parts[0], p.Offload)
 			if err != nil || len(finished) != 2 {
@@ -43,6 +43,15 @@ func TestProbeWrites(t *testing.T) {
 		if why := strings.Join(got.Why, ";"); !strings.HasPrefix(why, test.want) || (why == "") != (test.want == "") {
 			t.Errorf("%v refused: why is %q", test.refused, why)
 		}
+	}
+}
+
+// Who insists is not contradicted.
+func TestProbeWritesInsists(t *testing.T) {
+	offered := tunnel.Offloads{TCP: true, UDP: true}
+	got := probeWrites(Config{TSO: tunnel.On, USO: tunnel.On}, offered, func(*tunnel.Outgoing) error { return tunnel.ErrOffload })
+	if !got.TCP || !got.UDP {
+		t.Errorf("offloads are %+v", got)
 	}
 }
 
@@ -71,7 +80,7 @@ func TestProbesAreSilent(t *testing.T) {
 		t.Errorf("offloads are %+v", d.offloads)
 	}
 	for range 100 {
-		if got := probeWrites(d.offloads, d.writeOne); len(got.Why) != len(d.offloads.Why) {
+		if got := probeWrites(Config{}, d.offloads, d.writeOne); len(got.Why) != len(d.offloads.Why) {
 			t.Fatal(got.Why)
 		}
 	}

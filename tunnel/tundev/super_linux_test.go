@@ -99,7 +99,7 @@ func TestSuperPacketsThroughKernel(t *testing.T) {
 	for _, whole := range []bool{true, false} {
 		host := hosts(t, "a")[0]
 		from := open(t, host, Config{}, "10.77.0.1/24", "fd77::1/64")
-		to := open(t, host, Config{Name: "weft1", NoTSO: !whole}, "10.78.0.1/24", "fd78::1/64")
+		to := open(t, host, Config{Name: "weft1", TSO: map[bool]tunnel.Switch{false: tunnel.Off}[whole]}, "10.78.0.1/24", "fd78::1/64")
 		for family, network := range networks {
 			for name, protocol := range protocols {
 				for _, payload := range []int{1, 1000, 1398, 1399, 5000, 43 * 1300, 44*1300 - 7} {
@@ -202,12 +202,12 @@ func (p *pump) run() error {
 // TestStreamBetweenHosts runs the kernels' own TCP and UDP over two TUNs, so
 // that what Read says of a super-packet is what Write has to say.
 func TestStreamBetweenHosts(t *testing.T) {
-	for _, config := range []Config{{}, {NoUSO: true}, {NoTSO: true}} {
+	for _, config := range []Config{{}, {USO: tunnel.Off}, {TSO: tunnel.Off}} {
 		pair := hosts(t, "a", "b")
 		a := open(t, pair[0], config, "10.77.0.1/24", "fd77::1/64")
 		b := open(t, pair[1], Config{}, "10.77.0.2/24", "fd77::2/64")
 		there, back := &pump{from: a, to: b}, &pump{from: b, to: a}
-		if config.NoTSO || config.NoUSO {
+		if config.TSO == tunnel.Off || config.USO == tunnel.Off {
 			back.to = open(t, pair[0], Config{Name: "weft1"}) // takes whatever b has
 		}
 		var wait sync.WaitGroup

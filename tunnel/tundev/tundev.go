@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+
+	"github.com/weft-net/weft/tunnel"
 )
 
 const (
@@ -39,8 +41,9 @@ type Config struct {
 	Polled bool
 	// TxQueueLen is in packets; 0 is DefaultTxQueueLen. Linux only.
 	TxQueueLen int
-	// NoTSO and NoUSO turn TCP and UDP super-packets off by hand. Linux only.
-	NoTSO, NoUSO bool
+	// TSO and USO are about TCP and UDP super-packets. Without the first there is
+	// no second. Linux only.
+	TSO, USO tunnel.Switch
 	// Logger is told what could not be had; nil is silent.
 	Logger *slog.Logger
 }

@@ -93,7 +93,7 @@ func OpenQueues(config Config) (devices []*Device, err error) {
 		err = setUpLink(config.Name, config)
 	}
 	if err == nil {
-		offloads := probeWrites(devices[0].offloads, devices[0].writeOne)
+		offloads := probeWrites(config, devices[0].offloads, devices[0].writeOne)
 		for _, d := range devices {
 			d.offloads = offloads
 		}

@@ -212,7 +212,7 @@ func TestNoAllocations(t *testing.T) {
 
 func TestWriteErrors(t *testing.T) {
 	host := hosts(t, "a")[0]
-	d := open(t, host, Config{NoTSO: true}, "10.77.0.1/24")
+	d := open(t, host, Config{TSO: tunnel.Off}, "10.77.0.1/24")
 	good := superPacket{network: "10.77.0.2 10.77.0.1", protocol: packet.UDP, payload: 100}.build()
 	bad := func(change func(p *tunnel.Outgoing)) tunnel.Outgoing {
 		p := superPacket{network: "10.77.0.2 10.77.0.1", protocol: packet.TCP, payload: 5000, segment: 1398}.build()

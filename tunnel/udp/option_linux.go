@@ -195,11 +195,11 @@ func probe(config Config, kernel linux.Version, opts options) (o tunnel.Offloads
 
 func gsoMissing(config Config, kernel linux.Version, opts options) string {
 	switch err := opts.get(unix.UDP_SEGMENT); {
-	case config.NoGSO:
+	case config.GSO == tunnel.Off:
 		return "switched off"
 	case err != nil:
 		return fmt.Sprintf("UDP_SEGMENT: %v", err)
-	case kernel.AtLeast(7, 0, 0) && !kernel.AtLeast(7, 1, 5):
+	case config.GSO != tunnel.On && kernel.AtLeast(7, 0, 0) && !kernel.AtLeast(7, 1, 5):
 		// These corrupt a run whose segments are all equal, silently.
 		return fmt.Sprintf("kernel %v corrupts them: use 7.1.5 or later", kernel)
 	}
@@ -207,10 +207,10 @@ func gsoMissing(config Config, kernel linux.Version, opts options) string {
 }
 
 func groMissing(config Config, kernel linux.Version, opts options) string {
-	if config.NoGRO {
+	if config.GRO == tunnel.Off {
 		return "switched off"
 	}
-	if !kernel.AtLeast(5, 12, 0) {
+	if config.GRO != tunnel.On && !kernel.AtLeast(5, 12, 0) {
 		return fmt.Sprintf("kernel %v joins them wrongly: use 5.12 or later", kernel)
 	}
 	if err := opts.set(unix.UDP_GRO, 1); err != nil {

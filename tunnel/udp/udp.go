@@ -37,8 +37,8 @@ type Config struct {
 	Polled bool
 	// ReceiveBuffer and SendBuffer are the socket buffers in bytes; 0 is DefaultBuffer.
 	ReceiveBuffer, SendBuffer int
-	// NoGSO and NoGRO turn kernel cutting and joining of runs off by hand.
-	NoGSO, NoGRO bool
+	// GSO and GRO are about runs that the kernel cuts and joins. Linux only.
+	GSO, GRO tunnel.Switch
 	// Logger is told what could not be had; nil is silent.
 	Logger *slog.Logger
 }

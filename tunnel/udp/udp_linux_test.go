@@ -229,7 +229,7 @@ func TestSendSockets(t *testing.T) {
 
 func TestSwitchedOff(t *testing.T) {
 	config := on(loopbacks[0])
-	config.NoGSO, config.NoGRO = true, true
+	config.GSO, config.GRO = tunnel.Off, tunnel.Off
 	off, plain := listen(t, config), listen(t, on(loopbacks[0]))
 	if o := off.Offloads(); o.UDP || !strings.Contains(strings.Join(o.Why, "\n"), "switched off") {
 		t.Errorf("Offloads = %+v", o)
@@ -324,7 +324,10 @@ func TestProbe(t *testing.T) {
 		{"first corrupting", Config{}, linux.Version{Major: 7}, good, false, 127, []string{"7.0.0 corrupts"}},
 		{"repaired", Config{}, linux.Version{Major: 7, Minor: 1, Patch: 5}, good, true, 127, nil},
 		{"unknown kernel", Config{}, linux.Version{}, good, true, 63, []string{"one by one"}},
-		{"by hand", Config{NoGSO: true, NoGRO: true}, linux.Version{Major: 6, Minor: 18}, good, false, 127, []string{"single datagrams: switched off", "one by one: switched off"}},
+		{"insisted", Config{GSO: tunnel.On, GRO: tunnel.On}, linux.Version{Major: 7}, good, true, 127, nil},
+		{"insisted on joining", Config{GRO: tunnel.On}, linux.Version{Major: 5, Minor: 10}, good, true, 63, nil},
+		{"insisted in vain", Config{GSO: tunnel.On}, linux.Version{Major: 6, Minor: 18}, old, false, 127, []string{"UDP_SEGMENT: protocol not available", "UDP_GRO"}},
+		{"by hand", Config{GSO: tunnel.Off, GRO: tunnel.Off}, linux.Version{Major: 6, Minor: 18}, good, false, 127, []string{"single datagrams: switched off", "one by one: switched off"}},
 	} {
 		o := probe(tt.config, tt.kernel, tt.opts)
 		if o.UDP != tt.udp || o.MaxSegments != tt.max || len(o.Why) != len(tt.why) {
