@@ -49,6 +49,12 @@ func open(config Config) (opened []engine.Worker, err error) {
 			opened[i].Sockets = append(opened[i].Sockets, socket)
 			descriptors[i] = append(descriptors[i], socket.Descriptors())
 		}
+		probes, err := udp.OpenProbe(addr.Addr())
+		if err != nil {
+			return nil, err
+		}
+		closers = append(closers, probes.Close)
+		opened[0].Probes = append(opened[0].Probes, probes)
 	}
 	for i := range opened {
 		p, err := newPoller(descriptors[i])

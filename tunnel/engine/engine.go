@@ -11,11 +11,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
 )
 
@@ -34,8 +36,16 @@ type Engine struct {
 	started atomic.Bool
 	workers []*worker
 
-	peers  atomic.Pointer[peertable.Table]
+	prober *prober
+	mu     sync.Mutex // one change of peers or locals at a time
+	peers  atomic.Pointer[peerSet]
 	locals atomic.Pointer[[]tunnel.Local]
+}
+
+// peerSet is the peers of one moment and the paths to them, by their numbers.
+type peerSet struct {
+	*peertable.Table
+	paths []*path
 }
 
 // New makes an Engine without peers. It starts nothing.
@@ -47,6 +57,8 @@ func New(config Config) (*Engine, error) {
 		return nil, errors.New("make engine: Config.Logger is missing")
 	}
 	e := &Engine{logger: config.Logger}
+	e.peers.Store(&peerSet{})
+	var probes []ProbeSocket
 	for i, parts := range config.Workers {
 		switch {
 		case parts.Device == nil:
@@ -55,7 +67,9 @@ func New(config Config) (*Engine, error) {
 			return nil, fmt.Errorf("make engine: Sockets of worker %d is empty: want one or more per outer family", i)
 		}
 		e.workers = append(e.workers, newWorker(e, parts))
+		probes = append(probes, parts.Probes...)
 	}
+	e.prober = newProber(probes, pathmtu.Defaults(), config.Logger)
 	return e, nil
 }
 
@@ -63,7 +77,9 @@ func New(config Config) (*Engine, error) {
 // used are left out, and the error says which and why; the others work.
 func (e *Engine) SetPeers(peers []tunnel.Peer) error {
 	table, err := peertable.Build(peers)
-	e.peers.Store(table)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.peers.Store(&peerSet{table, e.prober.setPeers(table.Entries())})
 	if err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
@@ -85,7 +101,10 @@ func (e *Engine) SetLocals(locals []tunnel.Local) error {
 		seen[is4] = local.Subnet
 	}
 	own := append([]tunnel.Local(nil), locals...)
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	e.locals.Store(&own)
+	e.prober.setLocals(own)
 	return nil
 }
 
@@ -100,6 +119,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	for _, w := range e.workers {
 		w.start(group)
 	}
+	group.Go(func() error { return e.prober.Run(stop) })
 	// Closing is what wakes a worker that waits. The workers never return
 	// without an error, so this always comes to pass.
 	group.Go(func() error {
@@ -127,6 +147,7 @@ func (e *Engine) Stats() Stats {
 	for _, w := range e.workers {
 		w.addTo(&stats)
 	}
+	e.prober.counters.addTo(&stats)
 	return stats
 }
 

@@ -175,7 +175,7 @@ func TestMatrixFamilyVNI(t *testing.T) {
 // Before anything is set, nothing gets in.
 func TestMatrixClosedFirst(t *testing.T) {
 	r := newRig(t, everything())
-	r.engine.peers.Store(nil)
+	r.engine.peers.Store(&peerSet{})
 	r.inject(far, toHere(true, []byte("data")).Bytes())
 	r.want(map[Counter]uint64{RxDropSource: 1, RxPackets: 0})
 	r.engine.locals.Store(nil)

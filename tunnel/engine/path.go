@@ -4,9 +4,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
+	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
@@ -29,7 +29,7 @@ type path struct {
 	refused atomic.Int32 // size of an inner packet that the Socket called too big; 0: none
 
 	// The rest is the prober's, under its lock.
-	peer   *tunnel.Peer
+	peer   *peertable.Entry
 	number uint32 // its own, in probes
 	search *pathmtu.Search
 	begun  time.Time // when probes were sent last

@@ -13,6 +13,7 @@ import (
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
+	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
@@ -54,16 +55,17 @@ type prober struct {
 	answers chan probeAnswer
 	changed chan struct{} // setPeers has changed what is due
 
-	mu      sync.Mutex
-	locals  []tunnel.Local
-	paths   map[pathKey]*path
-	numbers map[uint32]*path
-	last    uint32 // number given
-	queue   queue
-	burst   int       // probes sent ...
-	pause   time.Time // ... since this less burstPause
-	sizes   []int
-	buffer  []byte // one datagram
+	mu       sync.Mutex
+	counters counters
+	locals   []tunnel.Local
+	paths    map[pathKey]*path
+	numbers  map[uint32]*path
+	last     uint32 // number given
+	queue    queue
+	burst    int       // probes sent ...
+	pause    time.Time // ... since this less burstPause
+	sizes    []int
+	buffer   []byte // one datagram
 }
 
 // pathKey is what a peer has to keep to be the same peer on the same path.
@@ -92,7 +94,7 @@ func newProber(sockets []ProbeSocket, search pathmtu.Config, logger *slog.Logger
 
 // setPeers replaces the peers, and returns a path for each. That of a peer which
 // was there before is the same. The peers must not change from now on.
-func (p *prober) setPeers(peers []*tunnel.Peer) []*path {
+func (p *prober) setPeers(peers []*peertable.Entry) []*path {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now, before := time.Now(), p.paths
@@ -289,7 +291,7 @@ func (p *prober) hear(answer probeAnswer) {
 	p.schedule(to, to.search.Due())
 }
 
-func owns(peer *tunnel.Peer, inner netip.Addr) bool {
+func owns(peer *peertable.Entry, inner netip.Addr) bool {
 	for _, prefix := range peer.Prefixes {
 		if prefix.Contains(inner) {
 			return true
@@ -312,6 +314,7 @@ func (p *prober) step(to *path, now time.Time) int {
 	}
 	if len(p.sizes) > 0 {
 		to.begun = now
+		p.counters.publish()
 	}
 	p.publish(to, "larger probes are lost while smaller ones are answered")
 	due := to.search.Due()
@@ -396,7 +399,9 @@ func (p *prober) probe(to *path, size int, now time.Time) {
 		frame.Type = vxlan.IPv4
 	}
 	frame.Put(datagram)
-	_ = socket.Send(to.peer.Endpoint, datagram)
+	if socket.Send(to.peer.Endpoint, datagram) == nil {
+		p.counters.add(Probes, 1)
+	}
 }
 
 // publish shows the workers what the search has found.
@@ -406,6 +411,12 @@ func (p *prober) publish(to *path, why string) {
 		return
 	}
 	to.mtu.Store(int32(after))
+	if after < before {
+		p.counters.add(MTULowered, 1)
+	} else {
+		p.counters.add(MTURaised, 1)
+	}
+	p.counters.publish()
 	p.logger.Info("path MTU changed", "peer", to.peer.Name, "endpoint", to.peer.Endpoint,
 		"inner_from", before, "inner_to", after, "reason", why)
 }

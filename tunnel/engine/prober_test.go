@@ -18,6 +18,7 @@ import (
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
+	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/tunneltest"
 	"github.com/weft-net/weft/tunnel/vxlan"
 )
@@ -166,9 +167,9 @@ func wantMTU(t *testing.T, to *path, want int, when string) {
 	}
 }
 
-func pointers(peers ...tunnel.Peer) (all []*tunnel.Peer) {
-	for i := range peers {
-		all = append(all, &peers[i])
+func entries(peers ...tunnel.Peer) (all []*peertable.Entry) {
+	for i, peer := range peers {
+		all = append(all, &peertable.Entry{Peer: peer, Number: i})
 	}
 	return all
 }
@@ -185,7 +186,7 @@ func TestProberFollowsThePath(t *testing.T) {
 					}
 					peers[i].MTU = 1500 - headers
 				}
-				paths := p.setPeers(pointers(peers...))
+				paths := p.setPeers(entries(peers...))
 				use(p, 10*time.Second, paths...)
 				wantMTU(t, paths[0], 1500-headers, "healthy")
 				for _, outer := range []int{1400, 1357, 1500} {
@@ -207,7 +208,7 @@ func TestProberFollowsThePath(t *testing.T) {
 // What the system knows of a path holds at once, without a probe.
 func TestProberAsksTheSystem(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		to := p.setPeers(pointers(far.peers()...))[0]
+		to := p.setPeers(entries(far.peers()...))[0]
 		u.set(func() { u.system = 1500 })
 		use(p, 10*time.Second, to)
 		u.set(func() { u.system = 1400 })
@@ -229,7 +230,7 @@ func TestProberAsksTheSystem(t *testing.T) {
 func TestProberRefusedPacket(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, is4 bool) {
 		probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-			paths := p.setPeers(pointers(far.peers()...))
+			paths := p.setPeers(entries(far.peers()...))
 			to := paths[1]
 			if is4 {
 				to = paths[0]
@@ -254,7 +255,7 @@ func TestProberRefusedPacket(t *testing.T) {
 // Only paths in use for large packets are probed.
 func TestProberSparesTheIdle(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		paths := p.setPeers(pointers(append(far.peers(), thrd.peers()...)...))
+		paths := p.setPeers(entries(append(far.peers(), thrd.peers()...)...))
 		time.Sleep(time.Hour)
 		for range 1000 {
 			p.sent(paths[0], 100)
@@ -285,27 +286,27 @@ func TestProberSparesTheIdle(t *testing.T) {
 func TestProberSetPeers(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
 		peers := far.peers()
-		to := p.setPeers(pointers(peers...))[0]
+		to := p.setPeers(entries(peers...))[0]
 		u.set(func() { u.limit = 1400 })
 		use(p, 10*time.Second, to)
 		wantMTU(t, to, 1350, "found")
 
 		all := append(thrd.peers(), far.peers()...)
-		paths := p.setPeers(pointers(all...))
+		paths := p.setPeers(entries(all...))
 		if paths[2] != to || to.MTU() != 1350 {
 			t.Errorf("another path with MTU %d", paths[2].MTU())
 		}
 		wantMTU(t, paths[0], 1450, "a new peer")
 		all[2].MTU = 1300
-		p.setPeers(pointers(all...))
+		p.setPeers(entries(all...))
 		wantMTU(t, to, 1300, "a lower MTU of the peer")
 		all[2].MTU = 1450
-		p.setPeers(pointers(all...))
+		p.setPeers(entries(all...))
 		use(p, 5*time.Second, to)
 		wantMTU(t, to, 1350, "a higher one")
 
 		all[2].Endpoint = netip.MustParseAddrPort("192.0.2.77:8472")
-		paths = p.setPeers(pointers(all...))
+		paths = p.setPeers(entries(all...))
 		wantMTU(t, paths[2], 1450, "on another path")
 		n := u.probes(farOuter)
 		p.sent(to, 1450) // a worker that has not heard of the change
@@ -327,7 +328,7 @@ func TestProberSetPeers(t *testing.T) {
 func TestProberForgedAnswers(t *testing.T) {
 	peers := append(far.peers(), thrd.peers()...)
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		paths := p.setPeers(pointers(peers...))
+		paths := p.setPeers(entries(peers...))
 		u.set(func() { u.limit = 1400 })
 		use(p, 10*time.Second, paths[0])
 		u.set(func() {
@@ -401,7 +402,7 @@ func TestProberOverflow(t *testing.T) {
 	for i := range 2 * probeEvents {
 		peers = append(peers, manyPeer(i))
 	}
-	paths := p.setPeers(pointers(peers...))
+	paths := p.setPeers(entries(peers...))
 	for _, to := range paths {
 		p.sent(to, 1450)
 		p.tooBig(to, 1450)
@@ -441,7 +442,7 @@ func TestProberManyPeers(t *testing.T) {
 	}
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
 		before := runtime.NumGoroutine()
-		paths := p.setPeers(pointers(peers...))
+		paths := p.setPeers(entries(peers...))
 		time.Sleep(time.Minute)
 		if n := u.probes(netip.AddrPort{}); n != 0 {
 			t.Errorf("%d probes without traffic", n)
@@ -470,7 +471,7 @@ func TestProberLogs(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
 		var log bytes.Buffer
 		p.logger = slog.New(slog.NewTextHandler(&log, nil))
-		to := p.setPeers(pointers(far.peers()...))[0]
+		to := p.setPeers(entries(far.peers()...))[0]
 		u.set(func() { u.limit = 1400 })
 		use(p, 5*time.Second, to)
 		text := log.String()
@@ -483,7 +484,7 @@ func TestProberLogs(t *testing.T) {
 // What a worker says per packet costs nothing.
 func TestProberWordsDoNotAllocate(t *testing.T) {
 	p := newProber(nil, pathmtu.Defaults(), slog.New(slog.DiscardHandler))
-	to := p.setPeers(pointers(far.peers()...))[0]
+	to := p.setPeers(entries(far.peers()...))[0]
 	if n := testing.AllocsPerRun(1000, func() { p.sent(to, 1450); p.tooBig(to, 1450) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

@@ -52,7 +52,8 @@ func TestSendRemoteChecksum(t *testing.T) {
 			{"UDP", far, asUDP(toFar(is4, make([]byte, 101))), 0, true},
 			{"super", far, toFar(is4, make([]byte, 5000)), 1300, true},
 			{"UDP super", far, asUDP(toFar(is4, make([]byte, 5000))), 1300, true},
-			{"cut smaller", far, toFar(is4, make([]byte, 5000)), 4000, false},
+			{"cut smaller", far, toFar(is4, make([]byte, 5000)), 4000, true},
+			{"too big", far, asUDP(toFar(is4, make([]byte, 5000))), 4000, false},
 			{"other peer", thrd, between(here, thrd, is4, make([]byte, 100)), 0, false},
 			{"super to other", thrd, between(here, thrd, is4, make([]byte, 5000)), 1300, false},
 		} {
@@ -63,11 +64,14 @@ func TestSendRemoteChecksum(t *testing.T) {
 					data, offload = test.packet.Super(test.size)
 				}
 				r.send(out(data, offload))
+				if test.name == "cut smaller" { // as the peer's MTU demands
+					_, offload = test.packet.Super(testMTU - transportAt(is4) + 14 - 32)
+				}
 				want, err := tunneltest.Finish(data, offload)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if test.name == "cut smaller" { // than the peer's MTU allows, and it may not be fragmented
+				if test.name == "too big" { // for the peer's MTU, and it may not be fragmented
 					want = nil
 					r.want(map[Counter]uint64{TxDropTooBig: 1})
 				}

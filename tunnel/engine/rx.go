@@ -7,7 +7,6 @@ import (
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
-	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
@@ -39,7 +38,7 @@ type rx struct {
 	mtuUntil time.Time
 
 	// Of the batch at hand.
-	peers  *peertable.Table
+	peers  *peerSet
 	locals []tunnel.Local
 
 	// Filled until flush writes it all.
@@ -179,11 +178,26 @@ func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
 		r.drop(RxDropRemote)
 		return
 	}
+	if v.Destination() == local.Subnet.Addr() && r.engine.prober.answered(v) {
+		r.counters.add(ProbeAnswers, 1)
+		return
+	}
+	r.clamp(v)
 	r.counters.add(RxPackets, 1)
 	r.counters.add(RxBytes, len(v.Data))
 	r.accept(v, size)
 	if r.group.Count() == 1 {
 		r.groupRun, r.groupHead = run, data[:vxlan.Overhead]
+	}
+}
+
+// clamp has the sender of the answer to a SYN keep to the MTU of its path.
+func (r *rx) clamp(v packet.View) {
+	if !v.SYN() {
+		return
+	}
+	if peer, ok := r.peers.Lookup(v.Source()); ok {
+		packet.ClampMSS(v, r.peers.paths[peer.Number].MTU(), v.Partial())
 	}
 }
 

@@ -55,6 +55,11 @@ const (
 	RxDropECN         // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
 	RxDropDevice      // the Device failed to take it
 
+	Probes       // probes of path MTUs sent
+	ProbeAnswers // answers to them received; they are in RxDatagrams, too
+	MTULowered   // times that a path's MTU was lowered
+	MTURaised    // and raised
+
 	DeviceCalls      // system calls to read and write the Device
 	SocketCalls      // system calls to send and receive
 	PollCalls        // system calls to wait
@@ -82,6 +87,8 @@ var counterNames = [counterCount]string{
 	RxDropLength: "rx_drop_length", RxDropSource: "rx_drop_source",
 	RxDropDestination: "rx_drop_destination", RxDropECN: "rx_drop_ecn", RxDropRemote: "rx_drop_remote_checksum",
 	RxDropDevice: "rx_drop_device",
+
+	Probes: "probes", ProbeAnswers: "probe_answers", MTULowered: "mtu_lowered", MTURaised: "mtu_raised",
 
 	DeviceCalls: "device_calls", SocketCalls: "socket_calls", PollCalls: "poll_calls",
 }

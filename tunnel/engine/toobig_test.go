@@ -74,12 +74,31 @@ func TestSendSuperTooBig(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, is4 bool) {
 		r := newRig(t, everything())
 		lowMTU(r)
-		data, offload := toFar(is4, make([]byte, 5000)).Super(1350)
+		datagrams := asUDP(toFar(is4, make([]byte, 5000)))
+		data, offload := datagrams.Super(1350)
 		r.send(out(data, offload))
 		if mtu := r.gotTooBig(data); mtu != 1300 {
 			t.Errorf("MTU %d", mtu)
 		}
 		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 1, TxDatagrams: 0})
+
+		// A TCP stream goes on, in smaller segments, whether its sender hears or not.
+		r = newRig(t, everything())
+		lowMTU(r)
+		stream := toFar(is4, make([]byte, 5000))
+		data, offload = stream.Super(1350)
+		r.send(out(data, offload))
+		if mtu := r.gotTooBig(data); mtu != 1300 {
+			t.Errorf("MTU %d", mtu)
+		}
+		headers := 72
+		if is4 {
+			headers = 52
+		}
+		_, smaller := stream.Super(1300 - headers)
+		want, _ := tunneltest.Finish(data, smaller)
+		r.equal(r.inners(), want)
+		r.want(map[Counter]uint64{TxICMP: 1})
 	})
 }
 
@@ -147,10 +166,13 @@ func TestSendPathTooBig(t *testing.T) {
 		r.socket.Refuse(func(tunnel.Datagrams) error { return fmt.Errorf("send: %w", tunnel.ErrTooBig) })
 		p := toFar(is4, make([]byte, 1300))
 		r.send(finished(p.Bytes())...)
+		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 0})
+		r.engine.prober.drain()
+		r.send(finished(p.Bytes())...) // as its sender does that had no answer
 		if mtu := r.gotTooBig(p.Bytes()); mtu != 1280 {
 			t.Errorf("MTU %d", mtu)
 		}
-		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 1})
+		r.want(map[Counter]uint64{TxDropTooBig: 2, TxICMP: 1})
 
 		// A run is sent again singly: a single datagram may be fragmented on the way.
 		r = newRig(t, everything())
@@ -164,10 +186,13 @@ func TestSendPathTooBig(t *testing.T) {
 		segments, _ := tunneltest.Finish(data, offload)
 		r.send(out(data, offload))
 		r.equal(r.inners(), segments)
-		if mtu := r.gotTooBig(segments[0]); mtu != 1400 {
+		r.want(map[Counter]uint64{TxFallbacks: 1, TxICMP: 0, TxDatagrams: 4})
+		r.engine.prober.drain()
+		data, offload = toFar(is4, make([]byte, 5000)).Super(1378)
+		r.send(out(data, offload))
+		if mtu := r.gotTooBig(data); mtu != 1400 {
 			t.Errorf("MTU %d for %d bytes", mtu, len(segments[0]))
 		}
-		r.want(map[Counter]uint64{TxFallbacks: 1, TxICMP: 1, TxDatagrams: 4})
 	})
 
 	// A sender that lets routers fragment is not told to stop.

@@ -37,7 +37,7 @@ type tx struct {
 	packets  []tunnel.Incoming
 
 	// Of the batch at hand.
-	peers  *peertable.Table
+	peers  *peerSet
 	locals []tunnel.Local
 
 	// Filled until flush sends it all.
@@ -48,9 +48,8 @@ type tx struct {
 	open           openRun
 
 	singles      []tunnel.Datagrams // a refused run, taken apart
-	singleOwners []*tunnel.Peer
+	singleOwners []way
 	scratch      []byte // one segment put together, to be fragmented
-	first        []byte // the first datagram of a run that failed, put together
 	reply        []byte // one ICMP error
 	replyOut     []tunnel.Outgoing
 	replyLimit   rate
@@ -61,8 +60,8 @@ type tx struct {
 type outbox struct {
 	socket      tunnel.Socket
 	runs        []tunnel.Datagrams
-	owners      []*tunnel.Peer // of runs
-	maxSegments int            // datagrams per run
+	owners      []way // of runs
+	maxSegments int   // datagrams per run
 }
 
 // openRun is the last run made, to which datagrams may still be added.
@@ -77,7 +76,9 @@ type openRun struct {
 
 // way is how one inner packet leaves.
 type way struct {
-	peer *tunnel.Peer
+	peer *peertable.Entry
+	path *path
+	mtu  int // of the path
 	box  *outbox
 	flow uint32
 	ecn  uint8
@@ -92,9 +93,8 @@ func newTx(e *Engine, w *worker) *tx {
 		parts:        make([][]byte, 0, txParts),
 		slabWhole:    make([]byte, txSlab),
 		singles:      make([]tunnel.Datagrams, 0, txRuns),
-		singleOwners: make([]*tunnel.Peer, 0, txRuns),
+		singleOwners: make([]way, 0, txRuns),
 		scratch:      make([]byte, tunnel.MaxPacket),
-		first:        make([]byte, vxlan.Overhead+tunnel.MaxPacket),
 		reply:        make([]byte, packet.MaxTooBig),
 		replyOut:     []tunnel.Outgoing{{Parts: make([][]byte, 1)}},
 		replyLimit:   rate{perSecond: icmpPerSecond},
@@ -104,7 +104,7 @@ func newTx(e *Engine, w *worker) *tx {
 		box := &outbox{
 			socket: socket,
 			runs:   make([]tunnel.Datagrams, 0, txRuns),
-			owners: make([]*tunnel.Peer, 0, txRuns),
+			owners: make([]way, 0, txRuns),
 		}
 		box.learnOffloads()
 		if socket.Local().Addr().Is4() {
@@ -160,7 +160,8 @@ func (t *tx) packet(in *tunnel.Incoming) {
 		t.drop(TxDropNoLocal)
 		return
 	}
-	w := way{peer: peer, flow: v.Flow(), ecn: v.ECN()}
+	path := t.peers.paths[peer.Number]
+	w := way{peer: peer, path: path, mtu: path.MTU(), flow: v.Flow(), ecn: v.ECN()}
 	if w.box = t.box(peer, w.flow); w.box == nil {
 		t.drop(TxDropNoSocket)
 		return
@@ -169,12 +170,14 @@ func (t *tx) packet(in *tunnel.Incoming) {
 	if v.Is4() {
 		frame.Type = vxlan.IPv4
 	}
+	t.engine.prober.sent(path, len(v.Data))
 	if in.GSO != tunnel.GSONone {
 		t.super(in, v, w, frame)
 		return
 	}
+	packet.ClampMSS(v, w.mtu, in.NeedsChecksum)
 	if in.NeedsChecksum {
-		if len(v.Data) <= peer.MTU && v.Partial() {
+		if len(v.Data) <= w.mtu && v.Partial() {
 			frame.Remote = remote(peer, in, v)
 		}
 		if frame.Remote.Start == 0 && packet.Finish(v.Data, int(in.ChecksumStart), int(in.ChecksumOffset)) != nil {
@@ -182,7 +185,7 @@ func (t *tx) packet(in *tunnel.Incoming) {
 			return
 		}
 	}
-	if len(v.Data) > peer.MTU {
+	if len(v.Data) > w.mtu {
 		t.oversize(v, w, frame)
 		return
 	}
@@ -193,7 +196,7 @@ func (t *tx) packet(in *tunnel.Incoming) {
 }
 
 // remote is the checksum of v that may be left to its peer to finish, if any.
-func remote(peer *tunnel.Peer, in *tunnel.Incoming, v packet.View) vxlan.Remote {
+func remote(peer *peertable.Entry, in *tunnel.Incoming, v packet.View) vxlan.Remote {
 	offset, ok := v.ChecksumOffset()
 	start := vxlan.EthernetLen + v.Transport
 	if !peer.RemoteChecksum || !ok || !in.NeedsChecksum || start > vxlan.MaxRemoteStart || start%2 != 0 ||
@@ -204,7 +207,7 @@ func remote(peer *tunnel.Peer, in *tunnel.Incoming, v packet.View) vxlan.Remote 
 }
 
 // box picks the Socket for a flow.
-func (t *tx) box(peer *tunnel.Peer, flow uint32) *outbox {
+func (t *tx) box(peer *peertable.Entry, flow uint32) *outbox {
 	boxes := t.boxes6
 	if peer.Endpoint.Addr().Is4() {
 		boxes = t.boxes4
@@ -231,11 +234,11 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 	}
 	headers := segments.HeaderLen()
 	putOff := frame.Remote.Start > 0
-	if headers+min(size, len(v.Data)-headers) > w.peer.MTU {
+	if headers+min(size, len(v.Data)-headers) > w.mtu {
 		switch {
-		case v.DontFragment() || headers >= w.peer.MTU:
+		case headers >= w.mtu || v.DontFragment() && protocol == packet.UDP:
 			t.drop(TxDropTooBig)
-			t.tellTooBig(v, w.peer, w.peer.MTU)
+			t.tellTooBig(v, w)
 			return
 		case protocol == packet.UDP:
 			segments, _ = packet.Segment(v, size, false)
@@ -243,8 +246,12 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 			t.fragmentSegments(&segments, w, frame)
 			return
 		}
-		// A TCP stream that may be fragmented is just as well cut smaller.
-		segments, _ = packet.Segment(v, w.peer.MTU-headers, putOff)
+		// TCP is to be cut anyway, and just as well smaller: no segment need be
+		// lost, nor the stream stall if its sender does not hear.
+		if v.DontFragment() {
+			t.tellTooBig(v, w)
+		}
+		segments, _ = packet.Segment(v, w.mtu-headers, putOff)
 	}
 	for {
 		t.reserve(w.box, vxlan.Overhead+headers)
@@ -259,7 +266,7 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 	}
 }
 
-// fragmentSegments queues segments that are too big for the peer as fragments,
+// fragmentSegments queues segments that are too big for the path as fragments,
 // and a short last one whole. It is rare enough to copy them.
 func (t *tx) fragmentSegments(segments *packet.Segments, w way, frame vxlan.Frame) {
 	headers := segments.HeaderLen()
@@ -276,16 +283,16 @@ func (t *tx) fragmentSegments(segments *packet.Segments, w way, frame vxlan.Fram
 	}
 }
 
-// oversize deals with a finished packet that is larger than the peer's MTU:
+// oversize deals with a finished packet that is larger than the path's MTU:
 // its sender is told, or it is fragmented where a router has to do that.
 func (t *tx) oversize(v packet.View, w way, frame vxlan.Frame) {
-	fragments, err := packet.Fragment(v, w.peer.MTU)
+	fragments, err := packet.Fragment(v, w.mtu)
 	if err != nil {
 		t.drop(TxDropTooBig)
-		t.tellTooBig(v, w.peer, w.peer.MTU)
+		t.tellTooBig(v, w)
 		return
 	}
-	if len(v.Data) > w.peer.MTU {
+	if len(v.Data) > w.mtu {
 		t.counters.add(TxFragmented, 1)
 	}
 	headers := fragments.HeaderLen()
@@ -319,7 +326,7 @@ func (t *tx) queue(w way, head, tail []byte) {
 	if !extends {
 		*run = openRun{way: w, firstPart: len(t.parts), size: size}
 		w.box.runs = append(w.box.runs, tunnel.Datagrams{Addr: w.peer.Endpoint, ECN: w.ecn, Flow: w.flow})
-		w.box.owners = append(w.box.owners, w.peer)
+		w.box.owners = append(w.box.owners, w)
 	}
 	t.parts = append(t.parts, head)
 	if len(tail) > 0 {
@@ -347,7 +354,7 @@ func (t *tx) flush() {
 }
 
 // send hands runs to a Socket, going on after those that fail.
-func (t *tx) send(box *outbox, runs []tunnel.Datagrams, owners []*tunnel.Peer) {
+func (t *tx) send(box *outbox, runs []tunnel.Datagrams, owners []way) {
 	for len(runs) > 0 {
 		n, err := box.socket.Send(runs)
 		for i := range runs[:n] {
@@ -367,57 +374,50 @@ func datagramCount(run *tunnel.Datagrams) int {
 	if run.SegmentSize == 0 {
 		return 1
 	}
+	return (runBytes(run) + run.SegmentSize - 1) / run.SegmentSize
+}
+
+// runBytes is the number of bytes in a run to be sent.
+func runBytes(run *tunnel.Datagrams) int {
 	total := 0
 	for _, part := range run.Parts {
 		total += len(part)
 	}
-	return (total + run.SegmentSize - 1) / run.SegmentSize
+	return total
 }
 
 // sendFailed deals with a run that was not sent.
-func (t *tx) sendFailed(box *outbox, run *tunnel.Datagrams, peer *tunnel.Peer, err error) {
+func (t *tx) sendFailed(box *outbox, run *tunnel.Datagrams, w way, err error) {
 	count := datagramCount(run)
 	switch {
 	case errors.Is(err, tunnel.ErrOffload) && run.SegmentSize != 0:
 		t.counters.add(TxFallbacks, 1)
 		box.learnOffloads()
-		t.sendSingly(box, run, peer)
+		t.sendSingly(box, run, w)
 	case errors.Is(err, tunnel.ErrTooBig):
-		t.tellPathTooBig(run, peer)
+		// The prober lowers the path's MTU, and the sender is told of its next packet.
 		if run.SegmentSize == 0 {
+			t.engine.prober.tooBig(w.path, runBytes(run)-vxlan.Overhead)
 			t.drop(TxDropTooBig)
 			return
 		}
+		t.engine.prober.tooBig(w.path, run.SegmentSize-vxlan.Overhead)
 		// A run is cut by hardware that cannot fragment; single datagrams may get through.
 		t.counters.add(TxFallbacks, 1)
-		t.sendSingly(box, run, peer)
+		t.sendSingly(box, run, w)
 	case errors.Is(err, tunnel.ErrFull):
 		t.counters.add(TxDropFull, count)
 	default:
 		t.counters.add(TxDropSend, count)
 		if !errors.Is(err, tunnel.ErrClosed) && t.logLimit.ready() {
-			t.engine.logger.Warn("send failed", "peer", peer.Name, "endpoint", peer.Endpoint, "error", err)
+			t.engine.logger.Warn("send failed", "peer", w.peer.Name, "endpoint", w.peer.Endpoint, "error", err)
 		}
-	}
-}
-
-// tellPathTooBig tells the inner sender that the path to peer did not let the
-// first datagram of a run through.
-func (t *tx) tellPathTooBig(run *tunnel.Datagrams, peer *tunnel.Peer) {
-	n := 0
-	for _, part := range run.Parts {
-		if n += copy(t.first[n:], part); run.SegmentSize != 0 && n >= run.SegmentSize {
-			break
-		}
-	}
-	if v, err := packet.Parse(t.first[vxlan.Overhead:n]); err == nil && v.DontFragment() {
-		t.tellTooBig(v, peer, packet.LowerMTU(len(v.Data), v.Is4()))
 	}
 }
 
 // sendSingly sends the datagrams of a run one by one. Its parts never straddle
 // two datagrams.
-func (t *tx) sendSingly(box *outbox, run *tunnel.Datagrams, peer *tunnel.Peer) {
+func (t *tx) sendSingly(box *outbox, run *tunnel.Datagrams, w way) {
 	parts := run.Parts
 	for len(parts) > 0 {
 		t.singles, t.singleOwners = t.singles[:0], t.singleOwners[:0]
@@ -428,20 +428,20 @@ func (t *tx) sendSingly(box *outbox, run *tunnel.Datagrams, peer *tunnel.Peer) {
 				n++
 			}
 			single := tunnel.Datagrams{Addr: run.Addr, ECN: run.ECN, Flow: run.Flow, Parts: parts[:n:n]}
-			t.singles, t.singleOwners = append(t.singles, single), append(t.singleOwners, peer)
+			t.singles, t.singleOwners = append(t.singles, single), append(t.singleOwners, w)
 			parts = parts[n:]
 		}
 		t.send(box, t.singles, t.singleOwners)
 	}
 }
 
-// tellTooBig tells the sender of v to send no more than mtu bytes to peer.
+// tellTooBig tells the sender of v to send no more than the path carries.
 //
 // The error comes from the peer's network address, as if the tunnel's far end
 // had sent it: the host would discard an IPv4 packet from the Device that
 // bears one of its own addresses (RFC 1812, 5.3.7).
-func (t *tx) tellTooBig(v packet.View, peer *tunnel.Peer, mtu int) {
-	n := packet.TooBig(t.reply, v, peer.Prefixes[0].Addr(), mtu)
+func (t *tx) tellTooBig(v packet.View, w way) {
+	n := packet.TooBig(t.reply, v, w.peer.Prefixes[0].Addr(), w.mtu)
 	if n == 0 {
 		return
 	}

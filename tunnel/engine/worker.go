@@ -17,6 +17,9 @@ import (
 type Worker struct {
 	Device  tunnel.Device
 	Sockets []tunnel.Socket
+	// Probes find the MTUs of the paths to all peers, whichever Worker has them:
+	// one per outer family. Without one, only what Sockets refuse lowers an MTU.
+	Probes []ProbeSocket
 	// Poller lets one thread serve the Device and all Sockets, whose Read and
 	// Receive must then not wait, each batch being carried to its end before the
 	// next is taken. Without one every source has a goroutine of its own.
@@ -38,6 +41,7 @@ type Poller interface {
 type worker struct {
 	device  tunnel.Device
 	sockets []tunnel.Socket
+	probes  []ProbeSocket
 	poller  Poller
 
 	tx *tx
@@ -45,7 +49,7 @@ type worker struct {
 }
 
 func newWorker(e *Engine, parts Worker) *worker {
-	w := &worker{device: parts.Device, sockets: parts.Sockets, poller: parts.Poller}
+	w := &worker{device: parts.Device, sockets: parts.Sockets, probes: parts.Probes, poller: parts.Poller}
 	readers := 1
 	if w.poller == nil {
 		w.device = &shared{Device: parts.Device}
@@ -150,6 +154,9 @@ func (w *worker) close() error {
 	}
 	errs = append(errs, w.device.Close())
 	for _, socket := range w.sockets {
+		errs = append(errs, socket.Close())
+	}
+	for _, socket := range w.probes {
 		errs = append(errs, socket.Close())
 	}
 	return errors.Join(errs...)

@@ -13,6 +13,15 @@ const (
 	mssLen     = 4
 )
 
+// SYN reports whether v is a whole TCP packet with its SYN flag set.
+func (v View) SYN() bool {
+	if v.Protocol != TCP {
+		return false
+	}
+	_, ok := v.PayloadOffset()
+	return ok && v.Data[v.Transport+13]&flagSYN != 0
+}
+
 // ClampMSS lowers the maximum segment size that a whole TCP SYN or SYN-ACK
 // announces, so that what the other end then sends fits packets of mtu bytes
 // (RFC 6691: less the fixed headers only, as a sender counts options itself).
@@ -23,8 +32,7 @@ const (
 // it is; a finished one is updated. The caller has to say which, because one
 // finished checksum in 65,536 looks partial.
 func ClampMSS(v View, mtu int, partial bool) bool {
-	headers, ok := v.PayloadOffset()
-	if !ok || v.Protocol != TCP || v.Data[v.Transport+13]&flagSYN == 0 {
+	if !v.SYN() {
 		return false
 	}
 	most := mtu - ipv6Len - tcpLen
@@ -35,6 +43,7 @@ func ClampMSS(v View, mtu int, partial bool) bool {
 		return false
 	}
 	changed := false
+	headers, _ := v.PayloadOffset()
 	header := v.Data[v.Transport:headers]
 	for at := tcpLen; at < len(header); {
 		length := optionLen(header[at:])

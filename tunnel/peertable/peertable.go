@@ -25,8 +25,15 @@ const (
 // Table is an immutable longest-prefix table of peers. The zero Table and a
 // nil Table have no peers.
 type Table struct {
-	prefixes bart.Table[*tunnel.Peer]
-	count    int
+	prefixes bart.Table[*Entry]
+	entries  []*Entry
+}
+
+// Entry is a peer in a Table.
+type Entry struct {
+	tunnel.Peer
+	// Number counts the peers of the Table from 0, for what others keep of each.
+	Number int
 }
 
 // Build makes a Table of every sound peer. The error joins one error per peer
@@ -35,19 +42,19 @@ type Table struct {
 // out whole. Build copies peers but keeps their Prefixes.
 func Build(peers []tunnel.Peer) (*Table, error) {
 	table := &Table{}
-	owned := make([]tunnel.Peer, len(peers))
-	copy(owned, peers)
+	owned := make([]Entry, len(peers))
 	var errs []error
 	for i := range owned {
 		peer := &owned[i]
-		if err := table.check(peer); err != nil {
+		*peer = Entry{peers[i], len(table.entries)}
+		if err := table.check(&peer.Peer); err != nil {
 			errs = append(errs, fmt.Errorf("add peer %q: %w", peer.Name, err))
 			continue
 		}
 		for _, prefix := range peer.Prefixes {
 			table.prefixes.Insert(prefix, peer)
 		}
-		table.count++
+		table.entries = append(table.entries, peer)
 	}
 	return table, errors.Join(errs...)
 }
@@ -94,12 +101,20 @@ func (t *Table) Len() int {
 	if t == nil {
 		return 0
 	}
-	return t.count
+	return len(t.entries)
+}
+
+// Entries are all peers by their numbers. They must not be changed.
+func (t *Table) Entries() []*Entry {
+	if t == nil {
+		return nil
+	}
+	return t.entries
 }
 
 // Lookup returns the peer with the longest prefix that holds the inner address.
-// The Peer must not be changed.
-func (t *Table) Lookup(inner netip.Addr) (*tunnel.Peer, bool) {
+// The Entry must not be changed.
+func (t *Table) Lookup(inner netip.Addr) (*Entry, bool) {
 	if t == nil {
 		return nil, false
 	}
