@@ -112,6 +112,8 @@ type Policy struct {
 	RandomFully  bool
 	ForwardRules bool
 	Blackhole    bool // blackhole route for the own subnet
+	// KeepChecksums: inner checksums are neither left to peers nor finished for them.
+	KeepChecksums bool
 }
 
 // Plan is everything that should be true on this host. It is sorted: the same
@@ -143,7 +145,8 @@ type Way struct {
 	Engine   tunnel.Engine
 	MTU      int
 	// RemoteChecksum: inner checksums of what is sent are left to the host.
-	RemoteChecksum bool
-	Reason         string       // why this way
-	Objects        []tunnel.Key // the host objects it needs
+	// KeepChecksums: the policy would not have that.
+	RemoteChecksum, KeepChecksums bool
+	Reason                        string       // why this way
+	Objects                       []tunnel.Key // the host objects it needs
 }

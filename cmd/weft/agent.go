@@ -4,17 +4,22 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/underlay"
 )
 
@@ -41,6 +46,8 @@ type options struct {
 	verbosity                               int
 	vmodule, backtraceAt                    string
 	engine, device, node, runDir, socket    string
+	workers                                 int
+	offload                                 map[string]string
 	logFormat, logLevel                     string
 }
 
@@ -72,6 +79,10 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.SortFlags = false
 	f.StringVar(&o.engine, "engine", "auto", "who carries packets: auto, kernel or userspace")
 	f.StringVar(&o.device, "device", "auto", "where packets enter the engine: auto, kernel or tun")
+	f.IntVar(&o.workers, "workers", 0, "threads of the userspace engine; 0: one on up to 3 CPUs, else half as many as CPUs, at most 4")
+	f.StringToStringVar(&o.offload, "offload", nil, "what the userspace engine leaves to others, as in gso=off,uso=on (auto, on or off each):\n"+
+		"tso, uso: TCP and UDP super-packets of the TUN; gso, gro: runs of datagrams sent and received;\n"+
+		"checksum: inner checksums left to peers. on: though the kernel's version or a probe speaks against it")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
 	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the local API socket")
 	f.StringVar(&o.socket, "socket", "", "local API socket (default RUN-DIR/weft.sock)")
@@ -131,14 +142,21 @@ func runAgent(ctx context.Context, o options) error {
 	if o.renewMargin < 1 || o.renewMargin > 1439 {
 		return usageError{fmt.Errorf("--subnet-lease-renew-margin %d: want 1 to 1439 minutes", o.renewMargin)}
 	}
+	if o.workers < 0 || o.workers > datapath.MaxWorkers {
+		return usageError{fmt.Errorf("--workers %d: want 0 (by the number of CPUs) to %d", o.workers, datapath.MaxWorkers)}
+	}
 	if o.engine, err = o.chosenEngine(); err != nil {
+		return err
+	}
+	offloads, keepChecksums, err := o.offloads()
+	if err != nil {
 		return err
 	}
 	choice, err := o.underlayRequest()
 	if err != nil {
 		return err
 	}
-	host, err := newHost(hostConfig{TUN: tunName, Choice: choice, Logger: logger})
+	host, err := newHost(hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads})
 	if err != nil {
 		return err
 	}
@@ -151,7 +169,8 @@ func runAgent(ctx context.Context, o options) error {
 	cfg := agent.Config{
 		Node: o.node, Version: version(), Source: source, Host: host, Engine: o.engine, Device: tunName,
 		Masquerade: o.ipMasq, RandomFully: !o.masqRandomOff, ForwardRules: o.forwardRules, Blackhole: o.blackhole,
-		SubnetFile: o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
+		KeepChecksums: keepChecksums,
+		SubnetFile:    o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
 		Status: status, Logger: logger,
 	}
 	if o.healthPort != 0 {
@@ -177,6 +196,24 @@ func (o options) chosenEngine() (string, error) {
 		return "", usageError{fmt.Errorf("--device=%s does not go with --engine=%s: leave one of them out", o.device, o.engine)}
 	}
 	return engine, nil
+}
+
+// offloads is what --offload asks for.
+func (o options) offloads() (offloads datapath.Offloads, keepChecksums bool, err error) {
+	var checksum tunnel.Switch
+	switches := map[string]*tunnel.Switch{
+		"tso": &offloads.TSO, "uso": &offloads.USO, "gso": &offloads.GSO, "gro": &offloads.GRO, "checksum": &checksum,
+	}
+	for name, value := range o.offload {
+		target, known := switches[name]
+		if !known {
+			return offloads, false, usageError{fmt.Errorf("--offload %s=%s: want %s", name, value, strings.Join(slices.Sorted(maps.Keys(switches)), ", "))}
+		}
+		if *target, err = tunnel.ParseSwitch(value); err != nil {
+			return offloads, false, usageError{fmt.Errorf("--offload %s: %w", name, err)}
+		}
+	}
+	return offloads, checksum == tunnel.Off, nil
 }
 
 // logger is what --log-format, --log-level and -v ask for.

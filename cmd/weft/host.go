@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/underlay"
 )
 
@@ -16,6 +17,9 @@ type hostConfig struct {
 	TUN    string
 	Choice underlay.Request // what the flags say of the outer interface
 	Logger *slog.Logger
+	// Workers and Offloads are of the userspace engine.
+	Workers  int
+	Offloads datapath.Offloads
 }
 
 // request completes the flags with what the lease source knows: an address the

@@ -69,5 +69,7 @@ func (h host) Firewall() (agent.Driver, error) {
 
 // OpenDatapath implements agent.Host.
 func (h host) OpenDatapath(device string, mtu int, listen []netip.AddrPort) ([]engine.Worker, error) {
-	return datapath.Open(datapath.Config{Device: device, MTU: mtu, Listen: listen, Logger: h.Logger})
+	return datapath.Open(datapath.Config{
+		Device: device, MTU: mtu, Listen: listen, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
+	})
 }

@@ -81,10 +81,11 @@ type Config struct {
 	Engine  string // auto, kernel or userspace
 	Device  string // TUN name
 
-	Masquerade   bool
-	RandomFully  bool
-	ForwardRules bool
-	Blackhole    bool
+	Masquerade    bool
+	RandomFully   bool
+	ForwardRules  bool
+	Blackhole     bool
+	KeepChecksums bool // as in control.Policy
 
 	SubnetFile string // where subnet.env goes
 	Socket     string // local API, a unix socket
@@ -187,6 +188,7 @@ func (a *Agent) policyOf(config netconf.Config) control.Policy {
 		Backend: config.Backend.Type, VNI: config.Backend.VNI, Port: config.Backend.Port, MTU: config.Backend.MTU,
 		Learning: config.Backend.Learning, GBP: config.Backend.GBP, Direct: config.Backend.DirectRouting,
 		Masquerade: a.Masquerade, RandomFully: a.RandomFully, ForwardRules: a.ForwardRules, Blackhole: a.Blackhole,
+		KeepChecksums: a.KeepChecksums,
 	}
 	policy.Networks = config.Networks()
 	if policy.Port == 0 {

@@ -49,7 +49,8 @@ func (a *Agent) claim(self control.Self, outer Outer) (control.Claim, error) {
 // type. With the kernel's engine that is nothing, and the lease is flannel's to
 // the byte.
 func (a *Agent) offers(engine tunnel.Engine) (offers control.Offers) {
-	offers.VXLAN.RemoteChecksum = engine == tunnel.EngineUserspace && a.policy.Backend == string(tunnel.EncapVXLAN)
+	offers.VXLAN.RemoteChecksum = engine == tunnel.EngineUserspace && a.policy.Backend == string(tunnel.EncapVXLAN) &&
+		!a.policy.KeepChecksums
 	return offers
 }
 

@@ -20,14 +20,16 @@ func TestOffersAreTheEngines(t *testing.T) {
 	for name, test := range map[string]struct {
 		backend string
 		engine  tunnel.Engine
+		keep    bool
 		want    control.Offers
 	}{
-		"kernel":             {"vxlan", tunnel.EngineKernel, control.Offers{}},
-		"userspace":          {"vxlan", tunnel.EngineUserspace, checksums},
-		"userspace, host-gw": {"host-gw", tunnel.EngineUserspace, control.Offers{}},
+		"kernel":             {"vxlan", tunnel.EngineKernel, false, control.Offers{}},
+		"userspace":          {"vxlan", tunnel.EngineUserspace, false, checksums},
+		"switched off":       {"vxlan", tunnel.EngineUserspace, true, control.Offers{}},
+		"userspace, host-gw": {"host-gw", tunnel.EngineUserspace, false, control.Offers{}},
 	} {
 		a := quietAgent()
-		a.Host, a.policy = newFakeHost(), control.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Backend: test.backend, VNI: 1}
+		a.Host, a.policy = newFakeHost(), control.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Backend: test.backend, VNI: 1, KeepChecksums: test.keep}
 		outer, err := a.Host.Underlay(t.Context(), control.Recall{}, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -83,6 +85,11 @@ func TestDualStackFeature(t *testing.T) {
 	way := control.Way{Encap: tunnel.EncapVXLAN, Engine: tunnel.EngineUserspace, RemoteChecksum: true, Reason: "the network uses vxlan"}
 	peer := peerStatus(control.HostPlan{Host: "b", Ways: []control.Way{way, way}}, nil)
 	if !slices.Equal(peer.Features, []string{"checksum offload"}) || strings.Count(peer.Reason, "checksum") != 1 {
+		t.Errorf("have %+v", peer)
+	}
+	way.RemoteChecksum, way.KeepChecksums = false, true
+	peer = peerStatus(control.HostPlan{Host: "b", Ways: []control.Way{way}}, nil)
+	if len(peer.Features) != 0 || !strings.HasSuffix(peer.Reason, "no checksum offload: switched off") {
 		t.Errorf("have %+v", peer)
 	}
 	for _, other := range []control.Way{

@@ -69,6 +69,8 @@ func checksumOffload(way control.Way) (feature, reason string) {
 	switch {
 	case way.RemoteChecksum:
 		return "checksum offload", "checksum offload: the peer offers it"
+	case way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace && way.KeepChecksums:
+		return "", "no checksum offload: switched off"
 	case way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace:
 		return "", "no checksum offload: the peer does not offer it"
 	}

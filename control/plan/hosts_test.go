@@ -108,6 +108,12 @@ func TestPlanForTheUserspaceEngine(t *testing.T) {
 	if !reflect.DeepEqual(got.Peers, wantPeers[:2]) {
 		t.Errorf("peers of a host that finishes checksums:\n%s\nwant:\n%s", lines(got.Peers), lines(wantPeers[:2]))
 	}
+	kept := golden().with(func(w *world) { w.self.Engine = tunnel.EngineUserspace; w.policy.KeepChecksums = true; w.offer("b") }).plan()
+	for i, peer := range kept.Peers {
+		if peer.RemoteChecksum || !kept.Hosts[0].Ways[0].KeepChecksums {
+			t.Errorf("peer %d is left checksums that the policy keeps: %+v", i, peer)
+		}
+	}
 	offered := golden().with(func(w *world) { w.offer("b") }).plan()
 	kernel := golden().plan()
 	if !reflect.DeepEqual(offered, kernel) {

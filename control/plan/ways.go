@@ -80,7 +80,8 @@ func (b *builder) way(l *leg) (way control.Way, reason string) {
 		MTU:      l.side.mtu,
 		Reason:   "the network uses vxlan",
 		// The kernel's device would have to be told of it, and is as flannel makes it.
-		RemoteChecksum: b.self.Engine == tunnel.EngineUserspace && l.host.offers.VXLAN.RemoteChecksum,
+		RemoteChecksum: b.self.Engine == tunnel.EngineUserspace && !b.policy.KeepChecksums && l.host.offers.VXLAN.RemoteChecksum,
+		KeepChecksums:  b.policy.KeepChecksums,
 	}
 	if b.policy.Direct {
 		way.Reason = fmt.Sprintf("%v is not on-link on %s", l.PublicIP, b.self.Underlay.Link)

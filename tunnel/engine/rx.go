@@ -12,12 +12,12 @@ import (
 
 // Sizes of an rx worker's memory.
 const (
-	rxArena   = 8 * (tunnel.MaxPacket + 1) // runs per Socket receive, if they are large
 	rxRuns    = 64
-	rxPackets = 512           // packets between two flushes
-	rxParts   = 2 * rxPackets // no packet takes more: a header and its payload
-	rxSlab    = 32 << 10      // headers of super-packets between two flushes
-	rxCut     = 64            // segments per Device write of a super-packet that has to be cut
+	rxArena   = rxRuns * (tunnel.MaxPacket + 1) // as much as they can be; what is never used takes no memory
+	rxPackets = 512                             // packets between two flushes
+	rxParts   = 2 * rxPackets                   // no packet takes more: a header and its payload
+	rxSlab    = 32 << 10                        // headers of super-packets between two flushes
+	rxCut     = 64                              // segments per Device write of a super-packet that has to be cut
 )
 
 // mtuFor is how long the Device's MTU is taken to be what it was.
