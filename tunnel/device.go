@@ -160,4 +160,6 @@ var (
 	ErrTooBig  = errors.New("larger than the path MTU")
 	ErrOffload = errors.New("offload refused")
 	ErrFull    = errors.New("send buffer full")
+	// ErrShorter goes with ErrOffload where a shorter run may pass.
+	ErrShorter = errors.New("a shorter run may pass")
 )

@@ -138,7 +138,7 @@ func (f *forwarder) Offloads() []string {
 	for _, socket := range f.workers[0].Sockets {
 		why = append(why, socket.Offloads().Why...)
 	}
-	return why
+	return append(why, f.engine.Fallbacks()...)
 }
 
 // listenAddr is where frames for leg arrive. Peers accept frames only from the

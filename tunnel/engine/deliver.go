@@ -166,8 +166,7 @@ func (r *rx) refuse(offload tunnel.Offload, err error) {
 	}
 	if *flag {
 		*flag = false
-		r.engine.logger.Warn("device refuses an offload, going on without it",
-			"device", r.device.Name(), "offload", name, "error", err)
+		r.engine.ladder.deviceRefused(r.device.Name(), name, err)
 	}
 }
 

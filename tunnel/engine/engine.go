@@ -36,6 +36,7 @@ type Engine struct {
 	started atomic.Bool
 	workers []*worker
 
+	ladder *ladder
 	prober *prober
 	mu     sync.Mutex // one change of peers or locals at a time
 	peers  atomic.Pointer[peerSet]
@@ -56,7 +57,7 @@ func New(config Config) (*Engine, error) {
 	case config.Logger == nil:
 		return nil, errors.New("make engine: Config.Logger is missing")
 	}
-	e := &Engine{logger: config.Logger}
+	e := &Engine{logger: config.Logger, ladder: newLadder(config.Logger)}
 	e.peers.Store(&peerSet{})
 	var probes []ProbeSocket
 	for i, parts := range config.Workers {
@@ -79,7 +80,9 @@ func (e *Engine) SetPeers(peers []tunnel.Peer) error {
 	table, err := peertable.Build(peers)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.peers.Store(&peerSet{table, e.prober.setPeers(table.Entries())})
+	paths := e.prober.setPeers(table.Entries())
+	e.peers.Store(&peerSet{table, paths})
+	e.ladder.keep(paths)
 	if err != nil {
 		return fmt.Errorf("set peers: %w", err)
 	}
@@ -140,6 +143,10 @@ func (e *Engine) close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Fallbacks says what the engine has stopped using while running, because the
+// system refused it: what is concerned, what is done instead, and why.
+func (e *Engine) Fallbacks() []string { return e.ladder.list() }
 
 // Stats returns all counters. Each is exact as of the last batch.
 func (e *Engine) Stats() Stats {

@@ -23,6 +23,7 @@ const largePacket = 512
 // path is the way to one peer: what the workers and the prober share. Workers
 // take no lock for it.
 type path struct {
+	runs    runLimit
 	mtu     atomic.Int32 // largest inner packet that may be sent now
 	used    atomic.Bool  // a large packet was sent since the prober looked
 	watched atomic.Bool  // the prober looks again by itself

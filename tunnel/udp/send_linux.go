@@ -19,8 +19,8 @@ var (
 	errNoBuffers = fmt.Errorf("send: %w: %w", tunnel.ErrFull, unix.ENOBUFS)
 	errTooBig    = fmt.Errorf("send: %w: %w", tunnel.ErrTooBig, unix.EMSGSIZE)
 	errRunIO     = fmt.Errorf("send run: %w: %w", tunnel.ErrOffload, unix.EIO)
-	errRunInval  = fmt.Errorf("send run: %w: %w", tunnel.ErrOffload, unix.EINVAL)
-	errRunLong   = fmt.Errorf("send run: %w: too many segments, parts or bytes", tunnel.ErrOffload)
+	errRunInval  = fmt.Errorf("send run: %w: %w: %w", tunnel.ErrOffload, unix.EINVAL, tunnel.ErrShorter)
+	errRunLong   = fmt.Errorf("send run: %w: too many segments, parts or bytes: %w", tunnel.ErrOffload, tunnel.ErrShorter)
 	errParts     = fmt.Errorf("send: a datagram of more than %d parts", maxParts)
 )
 
