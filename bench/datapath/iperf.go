@@ -76,6 +76,12 @@ func awaitListening(said *bufio.Reader) error {
 	}
 }
 
+// What no test of iperf3 can reach.
+const (
+	maxIperfBytes   = 1e18
+	maxIperfSeconds = 1e6
+)
+
 // parseIperf reads what a client of iperf3 prints with -J. What counts is what
 // the receiver has got.
 func parseIperf(text []byte) (o outcome, err error) {
@@ -104,15 +110,18 @@ func parseIperf(text []byte) (o outcome, err error) {
 		return outcome{}, fmt.Errorf("%s: %s", iperfProgram, document.Error)
 	}
 	received := document.End.Received
-	if !(received.Bytes > 0 && received.Seconds > 0) {
-		return outcome{}, fmt.Errorf("parse output of %s: end.sum_received has %v bytes in %v s, want more than 0", iperfProgram, received.Bytes, received.Seconds)
+	within := func(v, least, most float64) bool { return v > least && v < most }
+	if !within(received.Bytes, 0, maxIperfBytes) || !within(received.Seconds, 0, maxIperfSeconds) {
+		return outcome{}, fmt.Errorf("parse output of %s: end.sum_received has %v bytes in %v s, want more than 0, and less than %v in %v",
+			iperfProgram, received.Bytes, received.Seconds, maxIperfBytes, maxIperfSeconds)
 	}
 	o = outcome{bits: received.Bytes * 8, seconds: received.Seconds, retransmits: document.End.Sent.Retransmits}
 	if document.Start.Test.Protocol == "UDP" {
-		if !(document.Start.Test.Block > 0) {
-			return outcome{}, fmt.Errorf("parse output of %s: start.test_start.blksize is %v, want more than 0", iperfProgram, document.Start.Test.Block)
+		size := document.Start.Test.Block
+		if !(size >= 1 && size < 1<<16) {
+			return outcome{}, fmt.Errorf("parse output of %s: start.test_start.blksize is %v, want 1 to 65535", iperfProgram, size)
 		}
-		o.packets = received.Bytes / document.Start.Test.Block
+		o.packets = received.Bytes / size
 	}
 	return o, nil
 }

@@ -147,10 +147,11 @@ func allocations(v *float64) string {
 
 // warnings say what makes figures doubtful.
 func (r Report) warnings(text *bytes.Buffer) {
-	busy, stolen, runs := 0, 0, 0
+	busy, stolen := 0, 0
 	for _, row := range r.Rows {
-		runs += row.Runs
-		busy += row.BusyRuns
+		if row.BusyRuns > 0 {
+			busy++
+		}
 		if row.StealSeconds > maxSteal.Seconds() {
 			stolen++
 		}
@@ -162,7 +163,7 @@ func (r Report) warnings(text *bytes.Buffer) {
 		fmt.Fprintf(text, "\nPROBLEM: %s\n", problem)
 	}
 	if busy > 0 {
-		fmt.Fprintf(text, "\nWARNING: the machine was busy with something else before %d of %d measurements.\n", busy, runs)
+		fmt.Fprintf(text, "\nWARNING: the machine was busy with something else before measurements of %d figures.\n", busy)
 	}
 	if stolen > 0 {
 		fmt.Fprintf(text, "\nWARNING: more than %s of processor time was stolen during measurements of %d figures.\n", maxSteal, stolen)

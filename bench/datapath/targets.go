@@ -108,6 +108,13 @@ func (r Report) row(underlay, path, test string) *Row {
 	return &r.Rows[i]
 }
 
+// What Check needs to have been measured.
+const (
+	CheckedPath    = pathWeft
+	CheckedAgainst = pathKernel
+	CheckedTest    = bulkTCP
+)
+
 // Limits that hold on noisy machines too.
 const (
 	mostSyscalls    = 100 // per 1000 segments
@@ -145,7 +152,7 @@ func (r Report) Check() error {
 			errs = append(errs, fmt.Errorf("underlay %s: %s system calls per 1000 segments, want at most %d", row.Underlay, cell(v), mostSyscalls))
 		}
 		if v := row.AllocsPerPacket; v == nil || *v >= mostAllocations {
-			errs = append(errs, fmt.Errorf("underlay %s: %s allocations per packet, want less than %v", row.Underlay, cell(v), mostAllocations))
+			errs = append(errs, fmt.Errorf("underlay %s: %s allocations per packet, want less than %v", row.Underlay, allocations(v), mostAllocations))
 		}
 	}
 	if bulk == 0 {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,12 @@ func benchEndCommand() *cobra.Command {
 		Use:    endCommand + " KIND HOST",
 		Short:  "Be a userspace end of a tunnel; started by bench",
 		Hidden: true,
-		Args:   cobra.ExactArgs(2),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return usageError{fmt.Errorf("%d arguments, want KIND HOST", len(args))}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return datapath.RunEnd(cmd.Context(), args[0], cmd.InOrStdin(), cmd.OutOrStdout())
 		},
@@ -62,6 +68,7 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "datapath",
 		Short: "Compare tunnels: throughput, processor time, latency",
+		Long:  benchText(),
 		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.quick {
@@ -84,19 +91,47 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 	}
 	f := command.Flags()
 	f.SortFlags = false
-	f.StringSliceVar(&o.underlays, "underlay", nil, "what the link leaves to the hosts: "+names(datapath.Underlays)+" (default all)")
-	f.StringSliceVar(&o.paths, "paths", nil, "how the hosts are joined: "+names(datapath.Paths)+" (default all)")
-	f.StringSliceVar(&o.tests, "tests", nil, "what is sent: "+names(datapath.Tests)+" (default all)")
+	f.StringSliceVar(&o.underlays, "underlay", nil, "underlays, separated by commas (default all)")
+	f.StringSliceVar(&o.paths, "paths", nil, "paths (default all)")
+	f.StringSliceVar(&o.tests, "tests", nil, "tests (default all)")
 	f.IntVar(&o.rounds, "rounds", 3, "measurements of each, interleaved; the median counts")
 	f.IntVar(&o.seconds, "seconds", 2, "length of one measurement")
-	f.BoolVar(&o.quick, "quick", false, "under two minutes: one round of one second, bulk TCP everywhere, all else on underlay A or not at all")
+	f.BoolVar(&o.quick, "quick", false, "under two minutes: one round of one second, tcp-1 everywhere, udp-1350 and ping-pong on underlay A")
 	f.BoolVar(&o.json, "json", false, "print one JSON document on standard output in place of tables")
 	f.StringVar(&o.svg, "svg", "", "draw a bar chart into this file")
 	f.BoolVar(&o.check, "check", false, "fail where weft's engine misses limits that hold on busy machines too")
-	f.StringVar(&o.weft, "weft", "", "the weft program, whose memory at rest is measured unless --tests says what to do (default $WEFT_BIN, else beside weft-lab)")
+	f.StringVar(&o.weft, "weft", "", "the weft program, measured at rest unless --tests is given (default $WEFT_BIN, else beside weft-lab)")
 	f.BoolVar(&o.verbose, "verbose", false, "say more on standard error: what userspace ends log, and how to find them")
 	f.StringVar(&o.profile, "profile", "", "write Go CPU profiles of userspace ends into this directory")
 	return command
+}
+
+// benchText explains what there is to choose from.
+func benchText() string {
+	var text strings.Builder
+	text.WriteString("Joins two throw-away hosts in several ways and sends the same traffic over each, round by round, and compares all\n" +
+		"with kernel VXLAN. Needs iperf3, no root. All of it takes more than twenty minutes.\n")
+	list := func(title string, lines func(line func(name, about string))) {
+		fmt.Fprintf(&text, "\n%s:\n", title)
+		lines(func(name, about string) { fmt.Fprintf(&text, "  %-18s %s\n", name, about) })
+	}
+	list("Underlays", func(line func(name, about string)) {
+		for _, u := range datapath.Underlays {
+			line(u.Name, u.About)
+		}
+	})
+	list("Paths, the first of two ends sends", func(line func(name, about string)) {
+		for _, p := range datapath.Paths {
+			line(p.Name, p.About)
+		}
+	})
+	list("Tests", func(line func(name, about string)) {
+		for _, t := range datapath.Tests {
+			line(t.Name, t.About)
+		}
+	})
+	text.WriteString("\nExit code 0: it has measured; 1: it has not, or --check has failed; 2: wrong usage; 3: this machine cannot do it.")
+	return text.String()
 }
 
 // hurry changes what has not been set by hand.
@@ -111,27 +146,13 @@ func (o *benchOptions) hurry(set func(flag string) bool) {
 
 // config is what the flags mean.
 func (o benchOptions) config(stderr io.Writer) (config datapath.Config, err error) {
-	underlays, err := choose("underlay", datapath.Underlays, o.underlays)
-	if err != nil {
+	if err := o.plan(&config); err != nil {
 		return config, err
 	}
-	if config.Paths, err = choose("paths", datapath.Paths, o.paths); err != nil {
-		return config, err
-	}
-	tests, err := choose("tests", datapath.Tests, o.tests)
-	if err != nil {
-		return config, err
-	}
-	for _, underlay := range underlays {
-		if o.quick && len(o.tests) == 0 {
-			tests = datapath.QuickTests(underlay)
-		}
-		config.Sets = append(config.Sets, datapath.Set{Underlay: underlay, Tests: tests})
-	}
-	if o.rounds < 1 || o.rounds > 100 {
+	switch {
+	case o.rounds < 1 || o.rounds > 100:
 		return config, fmt.Errorf("--rounds %d: want 1 to 100", o.rounds)
-	}
-	if o.seconds < 1 || o.seconds > 3600 {
+	case o.seconds < 1 || o.seconds > 3600:
 		return config, fmt.Errorf("--seconds %d: want 1 to 3600", o.seconds)
 	}
 	config.Rounds, config.Duration = o.rounds, time.Duration(o.seconds)*time.Second
@@ -145,6 +166,9 @@ func (o benchOptions) config(stderr io.Writer) (config datapath.Config, err erro
 	}
 	config.End = []string{self, endCommand}
 	if o.profile != "" {
+		if info, err := os.Stat(o.profile); err != nil || !info.IsDir() {
+			return config, fmt.Errorf("--profile %s: want a directory that is there", o.profile)
+		}
 		if config.Profile, err = filepath.Abs(o.profile); err != nil {
 			return config, fmt.Errorf("--profile %s: %w", o.profile, err)
 		}
@@ -154,6 +178,40 @@ func (o benchOptions) config(stderr io.Writer) (config datapath.Config, err erro
 		config.Detail = config.Progress
 	}
 	return config, nil
+}
+
+// plan chooses underlays, paths and tests.
+func (o benchOptions) plan(config *datapath.Config) (err error) {
+	underlays, err := choose("underlay", datapath.Underlays, o.underlays)
+	if err != nil {
+		return err
+	}
+	if config.Paths, err = choose("paths", datapath.Paths, o.paths); err != nil {
+		return err
+	}
+	tests, err := choose("tests", datapath.Tests, o.tests)
+	if err != nil {
+		return err
+	}
+	if o.check {
+		for _, need := range []struct {
+			flag, name string
+			of         []string
+		}{
+			{"paths", datapath.CheckedPath, o.paths}, {"paths", datapath.CheckedAgainst, o.paths}, {"tests", datapath.CheckedTest, o.tests},
+		} {
+			if len(need.of) > 0 && !slices.Contains(need.of, need.name) {
+				return fmt.Errorf("--check: --%s must name %s", need.flag, need.name)
+			}
+		}
+	}
+	for _, underlay := range underlays {
+		if o.quick && len(o.tests) == 0 {
+			tests = datapath.QuickTests(underlay)
+		}
+		config.Sets = append(config.Sets, datapath.Set{Underlay: underlay, Tests: tests})
+	}
+	return nil
 }
 
 // named is what a flag can choose by name.
@@ -173,15 +231,15 @@ func choose[T named](flag string, all []T, wanted []string) (chosen []T, err err
 		return all, nil
 	}
 	for _, name := range wanted {
-		found := false
-		for _, one := range all {
-			if one.String() == name {
-				chosen, found = append(chosen, one), true
-			}
-		}
-		if !found {
+		called := func(one T) bool { return one.String() == name }
+		i := slices.IndexFunc(all, called)
+		switch {
+		case i < 0:
 			return nil, fmt.Errorf("--%s %q: want one or more of %s", flag, name, names(all))
+		case slices.ContainsFunc(chosen, called):
+			return nil, fmt.Errorf("--%s: %s is named twice", flag, name)
 		}
+		chosen = append(chosen, all[i])
 	}
 	return chosen, nil
 }

@@ -1,0 +1,174 @@
+package datapath
+
+import (
+	"context"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/bench/lab"
+)
+
+// newBench makes a bench whose ends are this program.
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	world, err := lab.New(lab.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := world.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	say := func(line string) { t.Log(line) }
+	return &bench{world: world, Config: Config{
+		End: []string{self, endRole}, Duration: 200 * time.Millisecond, Rounds: 1, Progress: say, Detail: say,
+		Idle: Gate{Window: 10 * time.Millisecond},
+	}}
+}
+
+func openTestWay(t *testing.T, b *bench, path Path) *way {
+	t.Helper()
+	w, err := b.openWay(t.Context(), Underlays[0], path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// TestPaths opens every path, has packets go to and fro, and looks at what the
+// ends say of them.
+func TestPaths(t *testing.T) {
+	b := newBench(t)
+	for _, path := range Paths {
+		t.Run(path.Name, func(t *testing.T) {
+			w := openTestWay(t, b, path)
+			before, err := w.readEnds()
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := pingPong(t.Context(), b, w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if o.half50 <= 0 || o.half99 < o.half50 || o.packets <= 0 {
+				t.Errorf("ping-pong: %+v", o)
+			}
+			after, err := w.readEnds()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range after {
+				e := difference(w.ends[i], before[i], after[i])
+				if calls, ok := e.calls(); ok && (e.segments() < o.packets/2 || calls < e.segments()) {
+					t.Errorf("%s carried %v segments in %v calls, of %v packets", e.kind, e.segments(), calls, o.packets)
+				}
+			}
+			if err := w.close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestEndDies holds that an end that has died is said to have.
+func TestEndDies(t *testing.T) {
+	b := newBench(t)
+	w := openTestWay(t, b, Paths[6])
+	if err := w.ends[0].cmd.Process.Signal(unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	w.ends[0].cmd.Process.Wait()
+	if _, err := w.readEnds(); err == nil || !strings.Contains(err.Error(), "ask naive on host1") {
+		t.Errorf("asked a dead end: %v", err)
+	}
+	if err := w.close(); err == nil {
+		t.Error("a dead end was closed in good order")
+	}
+}
+
+// TestLaneRecovers holds that a path that has failed is opened anew, and one
+// that cannot be opened costs the others nothing.
+func TestLaneRecovers(t *testing.T) {
+	b := newBench(t)
+	var seen []*way
+	pingPongFigures := Tests[len(Tests)-1].Figures
+	flaky := Test{Name: "flaky", Figures: pingPongFigures, run: func(_ context.Context, _ *bench, w *way) (outcome, error) {
+		if seen = append(seen, w); len(seen) == 1 {
+			return outcome{}, os.ErrDeadlineExceeded
+		}
+		return outcome{half50: time.Microsecond, half99: time.Microsecond, seconds: 1, bits: 1}, nil
+	}}
+	impossible := Path{Name: "impossible", open: func(context.Context, *pair) (*way, error) { return nil, os.ErrPermission }}
+	b.Paths, b.Rounds = []Path{Paths[0], impossible}, 2
+	rows, problems, err := b.measureSet(t.Context(), Set{Underlays[0], []Test{flaky}})
+	if err != nil || len(problems) > 0 || len(rows) != 4 {
+		t.Fatalf("%d rows, problems %q, %v", len(rows), problems, err)
+	}
+	if len(seen) != 2 || seen[0] == seen[1] {
+		t.Errorf("measured over ways %p, want two that differ", seen)
+	}
+	if row := rows[0]; row.Runs != 1 || len(row.Errors) != 1 || row.Median == nil {
+		t.Errorf("the path that recovered: %+v", row)
+	}
+	if row := rows[2]; row.Runs != 0 || len(row.Errors) != 2 || row.Median != nil || !strings.Contains(row.Errors[0], "open path impossible") {
+		t.Errorf("the path that cannot be: %+v", row)
+	}
+}
+
+// TestRunEndErrors holds what an end says when it cannot start.
+func TestRunEndErrors(t *testing.T) {
+	for name, test := range map[string]struct{ kind, config, want string }{
+		"unknown kind":     {"other", "{}", `unknown kind "other"`},
+		"no configuration": {"naive", "", "read configuration"},
+		"bad profile":      {"naive", `{"profile": "/nowhere/x"}`, "make profile"},
+		"bad device":       {"weft", `{"device": "a/b", "mtu": 1450}`, "run weft"},
+	} {
+		var out strings.Builder
+		err := RunEnd(t.Context(), test.kind, strings.NewReader(test.config), &out)
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want an error with %q", name, err, test.want)
+		}
+	}
+}
+
+func TestCongestionControl(t *testing.T) {
+	b := newBench(t)
+	if name, err := b.chooseCongestionControl(); err != nil || name == "" {
+		t.Errorf("%q, %v", name, err)
+	}
+	if err := b.world.Outside().Do(func() error { return tryCongestionControl("nonsense") }); err == nil {
+		t.Error("the kernel has a congestion control named nonsense")
+	}
+}
+
+func TestConfigErrors(t *testing.T) {
+	good := Config{
+		Sets: []Set{{Underlays[0], Tests}}, Paths: Paths, Rounds: 1, Duration: time.Second, End: []string{"x"},
+	}
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"no sets":     {func(c *Config) { c.Sets = nil }, "nothing to measure"},
+		"no tests":    {func(c *Config) { c.Sets = []Set{{Underlays[0], nil}} }, "nothing to measure"},
+		"no paths":    {func(c *Config) { c.Paths = nil }, "nothing to measure"},
+		"no rounds":   {func(c *Config) { c.Rounds = 0 }, "Rounds is 0"},
+		"half second": {func(c *Config) { c.Duration = time.Second / 2 }, "Duration is 500ms"},
+		"no end":      {func(c *Config) { c.End = nil }, "End is missing"},
+	} {
+		config := good
+		test.change(&config)
+		if _, err := Run(t.Context(), config); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want an error with %q", name, err, test.want)
+		}
+	}
+}
