@@ -26,20 +26,22 @@ import (
 // site is a host of the lab with a subnet of either inner family, one pod, and
 // a tunnel: a kernel VXLAN device, or the engine on a TUN.
 type site struct {
-	t       *testing.T
-	number  int
-	host    *lab.Host
-	pod     *lab.Namespace
-	outer   netip.Addr
-	mac     tunnel.MAC
-	mtu     int
-	kernel  bool
-	remote  bool // inner checksums may be left to it
-	workers int
-	device  string
-	engine  *engine.Engine
-	stop    context.CancelFunc
-	stopped chan error
+	t        *testing.T
+	number   int
+	host     *lab.Host
+	pod      *lab.Namespace
+	outer    netip.Addr
+	mac      tunnel.MAC
+	mtu      int
+	kernel   bool
+	remote   bool // inner checksums may be left to it
+	offloads datapath.Offloads
+	why      []string // what the engine has to do without from the start
+	workers  int
+	device   string
+	engine   *engine.Engine
+	stop     context.CancelFunc
+	stopped  chan error
 }
 
 const (
@@ -64,11 +66,19 @@ func (s *site) podAddr(is4 bool) netip.Addr { return s.self(is4).Next().Next() }
 // where kinds says so, engines elsewhere.
 func newSites(t *testing.T, outerFamily int, offload lab.Offload, kernel ...bool) []*site {
 	t.Helper()
-	return makeSites(t, outerFamily, offload, false, kernel...)
+	return makeSites(t, sitesConfig{outerFamily: outerFamily, link: offload}, kernel...)
 }
 
-// makeSites is newSites; with remote, sites leave inner checksums to each other.
-func makeSites(t *testing.T, outerFamily int, offload lab.Offload, remote bool, kernel ...bool) []*site {
+// sitesConfig is what sites have in common.
+type sitesConfig struct {
+	outerFamily int
+	link        lab.Offload       // of the underlay
+	remote      bool              // they leave inner checksums to each other
+	offloads    datapath.Offloads // of engines
+}
+
+// makeSites is newSites with more to say.
+func makeSites(t *testing.T, config sitesConfig, kernel ...bool) []*site {
 	t.Helper()
 	world, err := lab.New(lab.Config{})
 	if err != nil {
@@ -82,11 +92,11 @@ func makeSites(t *testing.T, outerFamily int, offload lab.Offload, remote bool, 
 	var sites []*site
 	for i, isKernel := range kernel {
 		s := &site{
-			t: t, number: i + 1, kernel: isKernel, remote: remote, device: "weft0", mtu: 1450,
+			t: t, number: i + 1, kernel: isKernel, remote: config.remote, offloads: config.offloads, device: "weft0", mtu: 1450,
 			workers: i + 1, // one and several meet
 			mac:     tunnel.MAC{2, 0, 0, 0, 1, byte(i + 1)}, stopped: make(chan error, 1),
 		}
-		if outerFamily == 6 {
+		if config.outerFamily == 6 {
 			s.mtu = 1430
 		}
 		if isKernel {
@@ -95,11 +105,11 @@ func makeSites(t *testing.T, outerFamily int, offload lab.Offload, remote bool, 
 		if s.host, err = world.Host(lab.HostConfig{Name: fmt.Sprintf("site%d", s.number)}); err != nil {
 			t.Fatal(err)
 		}
-		s.outer = s.host.Addr(outerFamily)
+		s.outer = s.host.Addr(config.outerFamily)
 		s.pod, err = s.host.Pod(lab.PodConfig{Name: fmt.Sprintf("pod%d", s.number), MTU: s.mtu, Addresses: []netip.Prefix{
 			netip.PrefixFrom(s.podAddr(true), 24), netip.PrefixFrom(s.podAddr(false), 64),
 		}})
-		if err := errors.Join(err, s.host.Link(lab.LinkProps{Offload: offload})); err != nil {
+		if err := errors.Join(err, s.host.Link(lab.LinkProps{Offload: config.link})); err != nil {
 			t.Fatal(err)
 		}
 		sites = append(sites, s)
@@ -155,7 +165,7 @@ func (s *site) startEngine(all []*site) {
 	err := s.host.Do(func() (err error) {
 		workers, err = datapath.Open(datapath.Config{
 			Device: s.device, MTU: s.mtu, Listen: []netip.AddrPort{netip.AddrPortFrom(s.outer, interopPort)},
-			Workers: s.workers, Logger: logger,
+			Workers: s.workers, Offloads: s.offloads, Logger: logger,
 		})
 		return err
 	})
@@ -165,6 +175,7 @@ func (s *site) startEngine(all []*site) {
 	if s.engine, err = engine.New(engine.Config{Workers: workers, Logger: logger}); err != nil {
 		s.t.Fatal(err)
 	}
+	s.why = append(workers[0].Device.Offloads().Why, workers[0].Sockets[0].Offloads().Why...)
 	s.setPeers(all, s.mtu)
 	var locals []tunnel.Local
 	for _, is4 := range []bool{true, false} {
@@ -425,7 +436,7 @@ func TestInteropRemoteChecksum(t *testing.T) {
 	for _, outerFamily := range []int{4, 6} {
 		for _, offload := range []lab.Offload{lab.OffloadFull, lab.OffloadNone} {
 			t.Run(fmt.Sprintf("%s%d", offload, outerFamily), func(t *testing.T) {
-				sites := makeSites(t, outerFamily, offload, true, false, true, false)
+				sites := makeSites(t, sitesConfig{outerFamily: outerFamily, link: offload, remote: true}, false, true, false)
 				user, kernel, second := sites[0], sites[1], sites[2]
 				exchange(t, user, kernel)
 				exchange(t, kernel, user)
