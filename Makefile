@@ -41,7 +41,7 @@ demo: build cni $(if $(KUBE),kube) ## show unlike hosts in one network (KUBE=1: 
 	@$(BIN)/weft-lab demo $(if $(KUBE),--kube=$(WEFT_KUBE_BIN)) $(if $(JSON),--json) $(if $(KEEP),--keep)
 
 test: build cni ## every test that needs no outside service; it builds, or installs with apt-get, what it needs
-	@.ci/tools ip bridge nft setpriv pidof gcc
+	@.ci/tools ip bridge nft setpriv pidof gcc ethtool
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) test -race ./...
 
