@@ -23,11 +23,13 @@ const largePacket = 512
 // path is the way to one peer: what the workers and the prober share. Workers
 // take no lock for it.
 type path struct {
-	runs    runLimit
-	mtu     atomic.Int32 // largest inner packet that may be sent now
-	used    atomic.Bool  // a large packet was sent since the prober looked
-	watched atomic.Bool  // the prober looks again by itself
-	refused atomic.Int32 // size of an inner packet that the Socket called too big; 0: none
+	runs runLimit
+	// unsummed: the peer was seen to send without UDP checksums.
+	unsummed atomic.Bool
+	mtu      atomic.Int32 // largest inner packet that may be sent now
+	used     atomic.Bool  // a large packet was sent since the prober looked
+	watched  atomic.Bool  // the prober looks again by itself
+	refused  atomic.Int32 // size of an inner packet that the Socket called too big; 0: none
 
 	// The rest is the prober's, under its lock.
 	peer   *peertable.Entry

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
+	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
@@ -160,11 +161,13 @@ func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
 	if err == nil && v.Is4() != (frame.Type == vxlan.IPv4) {
 		err = packet.ErrVersion
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		r.drop(dropOf(err))
 		return
-	case !r.peers.Allowed(run.Addr.Addr(), v.Source()):
+	}
+	peer, allowed := r.peers.Allowed(run.Addr.Addr(), v.Source())
+	switch {
+	case !allowed:
 		r.drop(RxDropSource)
 		return
 	case !local.Subnet.Contains(v.Destination()):
@@ -182,7 +185,14 @@ func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
 		r.counters.add(ProbeAnswers, 1)
 		return
 	}
-	r.clamp(v)
+	path := r.peers.paths[peer.Number]
+	if v.SYN() {
+		// The answer to a SYN is to keep to the MTU of the way back.
+		packet.ClampMSS(v, path.MTU(), v.Partial())
+	}
+	if run.Unsummed {
+		r.unsummed(peer, path)
+	}
 	r.counters.add(RxPackets, 1)
 	r.counters.add(RxBytes, len(v.Data))
 	r.accept(v, size)
@@ -191,13 +201,14 @@ func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
 	}
 }
 
-// clamp has the sender of the answer to a SYN keep to the MTU of its path.
-func (r *rx) clamp(v packet.View) {
-	if !v.SYN() {
-		return
-	}
-	if peer, ok := r.peers.Lookup(v.Source()); ok {
-		packet.ClampMSS(v, r.peers.paths[peer.Number].MTU(), v.Partial())
+// unsummed counts a datagram that came without a checksum, and says once what
+// that costs: the kernel never joins such datagrams, and nothing but the inner
+// checksum tells whether they arrived as they were sent.
+func (r *rx) unsummed(peer *peertable.Entry, path *path) {
+	r.counters.add(RxUnsummed, 1)
+	if !path.unsummed.Load() && !path.unsummed.Swap(true) {
+		r.engine.logger.Warn("peer sends without UDP checksums, which makes receiving slow: set udpcsum on its VXLAN device",
+			"peer", peer.Name, "endpoint", peer.Endpoint)
 	}
 }
 
@@ -219,6 +230,9 @@ func (r *rx) continues(run *tunnel.Datagrams, data []byte) bool {
 	r.counters.add(RxBytes, len(v.Data))
 	if partial {
 		r.counters.add(RxPartial, 1)
+	}
+	if run.Unsummed {
+		r.counters.add(RxUnsummed, 1)
 	}
 	return true
 }

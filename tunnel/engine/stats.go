@@ -35,6 +35,7 @@ const (
 	RxBytes           // bytes of those
 	RxWrites          // packets written to the Device, after coalescing
 	RxSuperPackets    // those that were super-packets
+	RxUnsummed        // packets that came without an outer UDP checksum
 	RxPartial         // packets that came with an unfinished transport checksum
 	RxSuperFrames     // packets that came as a whole super-packet in one datagram
 	RxFallbacks       // packets written finished because the Device refused an offload
@@ -78,7 +79,7 @@ var counterNames = [counterCount]string{
 
 	RxBatches: "rx_batches", RxRuns: "rx_runs", RxDatagrams: "rx_datagrams",
 	RxPackets: "rx_packets", RxBytes: "rx_bytes", RxWrites: "rx_writes",
-	RxSuperPackets: "rx_super_packets", RxPartial: "rx_partial",
+	RxSuperPackets: "rx_super_packets", RxUnsummed: "rx_unsummed", RxPartial: "rx_partial",
 	RxSuperFrames: "rx_super_frames", RxFallbacks: "rx_fallbacks",
 	RxDropTruncated: "rx_drop_truncated", RxDropHeader: "rx_drop_header",
 	RxDropVNI: "rx_drop_vni", RxDropFamily: "rx_drop_family", RxDropMAC: "rx_drop_mac",

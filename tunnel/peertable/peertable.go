@@ -121,10 +121,11 @@ func (t *Table) Lookup(inner netip.Addr) (*Entry, bool) {
 	return t.prefixes.Lookup(inner)
 }
 
-// Allowed reports whether a packet that came from the outer address may have
-// the inner source address: only the peer that owns the inner address may send
-// from it. The outer port is not compared, because kernel peers hash theirs.
-func (t *Table) Allowed(outer, inner netip.Addr) bool {
+// Allowed returns the peer that a packet from the outer address with the inner
+// source address comes from, if there is one: only the peer that owns the inner
+// address may send from it. The outer port is not compared, because kernel peers
+// hash theirs. The Entry must not be changed.
+func (t *Table) Allowed(outer, inner netip.Addr) (*Entry, bool) {
 	peer, ok := t.Lookup(inner)
-	return ok && peer.Endpoint.Addr() == outer
+	return peer, ok && peer.Endpoint.Addr() == outer
 }
