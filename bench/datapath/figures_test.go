@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"math"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -117,6 +118,21 @@ func TestParseClock(t *testing.T) {
 	}
 }
 
+func TestParseUsage(t *testing.T) {
+	// Each field has its number in the manual page for a value.
+	const stat = "7 (weft) lab) 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25\n"
+	u, err := parseUsage(stat)
+	want := usage{cpu: (14 + 15) * tick, memory: 24 * os.Getpagesize()}
+	if err != nil || u != want {
+		t.Errorf("%+v, %v, want %+v", u, err, want)
+	}
+	for _, bad := range []string{"", "7 (x) S 1 2 3", strings.Replace(stat, "14", "x", 1)} {
+		if u, err := parseUsage(bad); err == nil {
+			t.Errorf("%q: %+v", bad, u)
+		}
+	}
+}
+
 // TestSegments holds that a datagram which is a whole super-packet counts as
 // what it would be cut into.
 func TestSegments(t *testing.T) {
@@ -177,5 +193,11 @@ func TestNames(t *testing.T) {
 		if !paths[p.Baseline] {
 			t.Errorf("path %s is compared with %q", p, p.Baseline)
 		}
+	}
+}
+
+func TestCryptoFloor(t *testing.T) {
+	if floor, err := cryptoFloor(); err != nil || !(floor > 0) {
+		t.Errorf("%v ms/Gbit, %v", floor, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -31,6 +32,16 @@ func (b *bench) describeMachine(ctx context.Context) (m Machine, err error) {
 	}
 	if fields := strings.Fields(string(version)); len(fields) > 1 {
 		m.Iperf = fields[1]
+	}
+	if slices.ContainsFunc(b.Paths, func(p Path) bool { return p.Name == pathWireGuard }) {
+		if _, err := b.Idle.wait(ctx); err != nil {
+			return Machine{}, err
+		}
+		floor, err := cryptoFloor()
+		if err != nil {
+			return Machine{}, err
+		}
+		m.CipherMillisPerGbit = number(floor)
 	}
 	m.CongestionControl, err = b.chooseCongestionControl()
 	return m, err

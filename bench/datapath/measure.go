@@ -54,6 +54,40 @@ func readClock() (clock, error) {
 	return parseClock(stat)
 }
 
+// usage is what one process takes.
+type usage struct {
+	cpu    time.Duration // since it started
+	memory int           // resident, in bytes
+}
+
+// parseUsage reads /proc/PID/stat (proc_pid_stat(5)).
+func parseUsage(stat string) (u usage, err error) {
+	// The name, in brackets, may hold anything.
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	const user, system, resident, first = 14, 15, 24, 3 // numbers in the manual page
+	if len(fields) <= resident-first {
+		return usage{}, fmt.Errorf("parse /proc/PID/stat: %.80q has too few fields", stat)
+	}
+	number := func(field int) int {
+		n, atoiErr := strconv.Atoi(fields[field-first])
+		err = errors.Join(err, atoiErr)
+		return n
+	}
+	u = usage{cpu: time.Duration(number(user)+number(system)) * tick, memory: number(resident) * os.Getpagesize()}
+	if err != nil {
+		return usage{}, fmt.Errorf("parse /proc/PID/stat: %w", err)
+	}
+	return u, nil
+}
+
+func readUsage(pid int) (usage, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return usage{}, err
+	}
+	return parseUsage(string(stat))
+}
+
 func (c clock) since(start clock) clock {
 	return clock{busy: c.busy - start.busy, idle: c.idle - start.idle, steal: c.steal - start.steal}
 }
@@ -122,7 +156,12 @@ type endSample struct {
 	kind, host  string
 	counters    map[string]uint64
 	allocations uint64
+	cpu         time.Duration
+	memory      int // bytes, at the end of it
 }
+
+// count is one counter.
+func (e endSample) count(name string) float64 { return float64(e.counters[name]) }
 
 // segments is the number of datagrams on the link. One that holds a whole
 // super-packet counts as those that it would be cut into.
@@ -222,6 +261,8 @@ func difference(p *process, before, after reading) endSample {
 	e := endSample{
 		kind: p.kind, host: p.host,
 		allocations: after.Allocations - before.Allocations,
+		cpu:         after.usage.cpu - before.usage.cpu,
+		memory:      after.usage.memory,
 		counters:    map[string]uint64{},
 	}
 	for name, value := range after.Counters {

@@ -41,7 +41,7 @@ var Paths = []Path{
 	{pathWeft, "weft's engine at both ends", pathKernel, betweenHosts(weftToWeft, weftToWeft)},
 	{"weft-to-kernel", "weft's engine sends, kernel VXLAN receives", pathKernel, betweenHosts(weftToKernel, kernelVXLAN)},
 	{"kernel-to-weft", "kernel VXLAN sends, weft's engine receives", pathKernel, betweenHosts(kernelVXLAN, weftToKernel)},
-	{pathWireGuard, "wireguard-go at both ends; it encrypts", pathKernel, betweenHosts(wireGuardGo, wireGuardGo)},
+	{pathWireGuard, "wireguard-go at both ends: it encrypts, and has an MTU of 1440, the others 1450", pathKernel, betweenHosts(wireGuardGo, wireGuardGo)},
 	{"naive", "a system call per packet, no offloads, at both ends", pathKernel, betweenHosts(naiveTunnel, naiveTunnel)},
 	{pathKernelPods, "kernel VXLAN, from pod to pod", pathKernelPods, betweenPods(kernelVXLAN, kernelVXLAN)},
 	{"weft-vxlan-pods", "weft's engine, from pod to pod", pathKernelPods, betweenPods(weftToWeft, weftToWeft)},

@@ -32,6 +32,7 @@ type reading struct {
 	Error       string            `json:"error,omitempty"`
 	Counters    map[string]uint64 `json:"counters"`
 	Allocations uint64            `json:"allocations"` // heap objects
+	usage       usage             // as the kernel sees it
 }
 
 // startEnd starts an end and waits until it is ready to carry packets. It ends
@@ -64,7 +65,13 @@ func (b *bench) startEnd(ctx context.Context, host *lab.Host, kind string, confi
 }
 
 // read asks for the sums.
-func (p *process) read() (reading, error) { return p.request("read") }
+func (p *process) read() (reading, error) {
+	r, err := p.request("read")
+	if err == nil {
+		r.usage, err = readUsage(p.cmd.Process.Pid)
+	}
+	return r, err
+}
 
 func (p *process) request(what any) (r reading, err error) {
 	if err = p.ask.Encode(what); err == nil {

@@ -28,6 +28,9 @@ type Machine struct {
 	CongestionControl string `json:"congestion_control"`
 	Rounds            int    `json:"rounds"`
 	Seconds           int    `json:"seconds"` // of one measurement
+	// CipherMillisPerGbit is the processor time that WireGuard's cipher alone
+	// takes at both ends; null where wireguard-go is not measured.
+	CipherMillisPerGbit *float64 `json:"chacha20poly1305_cpu_ms_per_gbit"`
 }
 
 // Row is one figure of one path over one underlay. Figures that are not known
@@ -44,11 +47,13 @@ type Row struct {
 	CPUMillisPerGbit *float64 `json:"cpu_ms_per_gbit"`
 	GbitPerSecond    *float64 `json:"gbit_per_s"`
 	PacketsPerSecond *float64 `json:"packets_per_s"` // delivered; of UDP
-	// Of the worse userspace end.
+	// Of the userspace end where it is largest.
 	SyscallsPerKseg    *float64 `json:"syscalls_per_kseg"`
 	AllocsPerPacket    *float64 `json:"allocs_per_packet"`
 	SegmentsPerSend    *float64 `json:"segments_per_send"`
 	SegmentsPerReceive *float64 `json:"segments_per_receive"`
+	EndCPUPerGbit      *float64 `json:"end_cpu_ms_per_gbit"` // without what interrupts do for it
+	EndMemory          *float64 `json:"end_rss_mb"`
 	Retransmits        int      `json:"retransmits"` // worst run
 	StealSeconds       float64  `json:"steal_s"`     // worst run
 	Runs               int      `json:"runs"`
@@ -80,17 +85,16 @@ func (r result) fill(row *Row) {
 	row.CPUMillisPerGbit = of(func(s sample) float64 { return float64(s.cpu.Milliseconds()) / (s.bits / 1e9) })
 	row.GbitPerSecond = of(rate)
 	row.PacketsPerSecond = of(func(s sample) float64 { return positive(s.packets / s.seconds) })
-	row.SyscallsPerKseg = of(worstEnd(math.Max, func(e endSample) float64 {
+	end := func(value func(sample, endSample) float64) *float64 { return of(largest(value)) }
+	row.SyscallsPerKseg = end(func(_ sample, e endSample) float64 {
 		calls, ok := e.calls()
 		return ifKnown(ok, 1000*calls/e.segments())
-	}))
-	row.AllocsPerPacket = of(worstEnd(math.Max, func(e endSample) float64 { return float64(e.allocations) / e.segments() }))
-	row.SegmentsPerSend = of(worstEnd(math.Max, func(e endSample) float64 {
-		return float64(e.counters["tx_datagrams"]) / float64(e.counters["tx_runs"])
-	}))
-	row.SegmentsPerReceive = of(worstEnd(math.Max, func(e endSample) float64 {
-		return float64(e.counters["rx_datagrams"]) / float64(e.counters["rx_runs"])
-	}))
+	})
+	row.AllocsPerPacket = end(func(_ sample, e endSample) float64 { return float64(e.allocations) / e.segments() })
+	row.SegmentsPerSend = end(func(_ sample, e endSample) float64 { return e.count("tx_datagrams") / e.count("tx_runs") })
+	row.SegmentsPerReceive = end(func(_ sample, e endSample) float64 { return e.count("rx_datagrams") / e.count("rx_runs") })
+	row.EndCPUPerGbit = end(func(s sample, e endSample) float64 { return float64(e.cpu.Milliseconds()) / (s.bits / 1e9) })
+	row.EndMemory = end(func(_ sample, e endSample) float64 { return float64(e.memory) / 1e6 })
 	for _, s := range r.samples {
 		row.Retransmits = max(row.Retransmits, s.retransmits)
 		row.StealSeconds = max(row.StealSeconds, s.steal.Seconds())
@@ -103,18 +107,16 @@ func (r result) fill(row *Row) {
 	}
 }
 
-// worstEnd takes of all userspace ends the value that pick picks.
-func worstEnd(pick func(a, b float64) float64, value func(endSample) float64) func(sample) float64 {
+// largest takes the largest value of all userspace ends; NaN if none is known.
+func largest(value func(sample, endSample) float64) func(sample) float64 {
 	return func(s sample) float64 {
-		worst := math.NaN()
+		most := math.NaN()
 		for _, e := range s.ends {
-			if v := value(e); math.IsNaN(worst) {
-				worst = v
-			} else if isKnown(v) {
-				worst = pick(worst, v)
+			if v := value(s, e); isKnown(v) && !(v <= most) {
+				most = v
 			}
 		}
-		return worst
+		return most
 	}
 }
 

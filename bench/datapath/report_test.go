@@ -27,7 +27,7 @@ func tcpSample(gbps float64, ends ...endSample) sample {
 
 // weftEnd is an end that has carried so many segments.
 func weftEnd(host string, segments, calls, allocations uint64) endSample {
-	return endSample{kind: "weft", host: host, allocations: allocations, counters: map[string]uint64{
+	return endSample{kind: "weft", host: host, allocations: allocations, cpu: time.Second, memory: 20e6, counters: map[string]uint64{
 		"tx_datagrams": segments, "tx_runs": segments / 40, "rx_datagrams": 100, "rx_runs": 100,
 		"device_calls": calls / 2, "socket_calls": calls - calls/2,
 	}}
@@ -69,7 +69,7 @@ func sampleReport() Report {
 	return Report{
 		Machine: Machine{
 			CPU: "Example 9000", CPUs: 2, Kernel: "6.18.0", Go: "go1.26.0", Iperf: "3.12",
-			CongestionControl: "cubic", Rounds: 3, Seconds: 1,
+			CongestionControl: "cubic", Rounds: 3, Seconds: 1, CipherMillisPerGbit: number(157.5),
 		},
 		Rows:     rows,
 		Problems: []string{"close path weft-vxlan over underlay A: signal: killed"},

@@ -15,7 +15,10 @@ func (r Report) WriteText(w io.Writer) error {
 	m := r.Machine
 	fmt.Fprintf(&text, "%d x %s, Linux %s, %s, iperf3 %s, TCP %s, %d round(s) of %d s\n",
 		m.CPUs, m.CPU, m.Kernel, m.Go, m.Iperf, m.CongestionControl, m.Rounds, m.Seconds)
-	fmt.Fprintf(&text, "Medians, half their range, and in brackets their ratio to kernel VXLAN.\n")
+	if m.CipherMillisPerGbit != nil {
+		fmt.Fprintf(&text, "%s encrypts: of its CPU time, %s ms/Gbit are ChaCha20-Poly1305\n", pathWireGuard, cell(m.CipherMillisPerGbit))
+	}
+	fmt.Fprint(&text, "Medians, half their range, and in brackets their ratio to kernel VXLAN. Only the ratios say something of other machines.\n")
 	for _, underlay := range distinct(r.Rows, func(row Row) string { return row.Underlay }) {
 		if underlay == "" {
 			continue // the agent, which is among the targets
@@ -119,12 +122,12 @@ func costs(text *bytes.Buffer, rows []Row) {
 			continue
 		}
 		if !seen {
-			fmt.Fprintf(out, "\n%s\tGbit/s\trange\tCPU-ms/Gbit\tcalls/1000 seg\tallocs/packet\tseg/send\tseg/receive\tretransmits\n", bulkTCP)
+			fmt.Fprintf(out, "\n%s\tGbit/s\trange\tCPU-ms/Gbit\tcalls/1000 seg\tallocs/packet\tseg/send\tseg/receive\tend RSS MB\tretransmits\n", bulkTCP)
 			seen = true
 		}
-		fmt.Fprintf(out, "%s\t%s\t%s-%s\t%s\t%s\t%s\t%s\t%s\t%d\n", row.Path, cell(row.Median), cell(row.Min), cell(row.Max),
+		fmt.Fprintf(out, "%s\t%s\t%s-%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", row.Path, cell(row.Median), cell(row.Min), cell(row.Max),
 			cell(row.CPUMillisPerGbit), cell(row.SyscallsPerKseg), allocations(row.AllocsPerPacket),
-			cell(row.SegmentsPerSend), cell(row.SegmentsPerReceive), row.Retransmits)
+			cell(row.SegmentsPerSend), cell(row.SegmentsPerReceive), cell(row.EndMemory), row.Retransmits)
 	}
 	_ = out.Flush() // to memory
 }

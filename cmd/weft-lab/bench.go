@@ -110,7 +110,7 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 func benchText() string {
 	var text strings.Builder
 	text.WriteString("Joins two throw-away hosts in several ways and sends the same traffic over each, round by round, and compares all\n" +
-		"with kernel VXLAN. Needs iperf3, no root. All of it takes more than twenty minutes.\n")
+		"with kernel VXLAN. Needs iperf3, no root. All of it takes half an hour.\n")
 	list := func(title string, lines func(line func(name, about string))) {
 		fmt.Fprintf(&text, "\n%s:\n", title)
 		lines(func(name, about string) { fmt.Fprintf(&text, "  %-18s %s\n", name, about) })
@@ -156,9 +156,9 @@ func (o benchOptions) config(stderr io.Writer) (config datapath.Config, err erro
 		return config, fmt.Errorf("--seconds %d: want 1 to 3600", o.seconds)
 	}
 	config.Rounds, config.Duration = o.rounds, time.Duration(o.seconds)*time.Second
-	config.Idle = datapath.Gate{Window: time.Second, Patience: 20 * time.Second}
+	config.Idle = datapath.Gate{Window: 2 * time.Second, Patience: 20 * time.Second}
 	if o.quick {
-		config.Idle = datapath.Gate{Window: 200 * time.Millisecond, Patience: time.Second}
+		config.Idle = datapath.Gate{Window: 200 * time.Millisecond, Patience: 500 * time.Millisecond}
 	}
 	self, err := os.Executable()
 	if err != nil {
