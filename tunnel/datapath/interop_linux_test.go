@@ -197,7 +197,13 @@ func (s *site) startEngine(all []*site) {
 
 func (s *site) setPeers(all []*site, mtu int) {
 	s.t.Helper()
-	var peers []tunnel.Peer
+	if err := s.engine.SetPeers(s.peers(all, mtu)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// peers are all sites but s, in both inner families.
+func (s *site) peers(all []*site, mtu int) (peers []tunnel.Peer) {
 	for _, peer := range all {
 		if peer == s {
 			continue
@@ -209,9 +215,7 @@ func (s *site) setPeers(all []*site, mtu int) {
 			})
 		}
 	}
-	if err := s.engine.SetPeers(peers); err != nil {
-		s.t.Fatal(err)
-	}
+	return peers
 }
 
 // testLog writes what the engine logs into the test's log.
