@@ -14,8 +14,12 @@ import (
 	"github.com/weft-net/weft/tunnel"
 )
 
-// soakTime is how long TestSoak runs unless WEFT_SOAK says otherwise, as in 1h.
-const soakTime = 5 * time.Second
+// soakTime is how long TestSoak runs unless WEFT_SOAK says otherwise, as in 1h:
+// then with pauses, so that what waits to be freed in time is seen to be.
+const (
+	soakTime  = 5 * time.Second
+	soakPause = time.Second
+)
 
 // footprint is what the process holds.
 type footprint struct{ heap, goroutines, files int }
@@ -37,12 +41,13 @@ func measure(t *testing.T) footprint {
 // peers come and go, takes no more memory, goroutines or files after a long time
 // than after a short one, and does not stop.
 func TestSoak(t *testing.T) {
-	length := soakTime
+	length, pause := soakTime, time.Duration(0)
 	if text := os.Getenv("WEFT_SOAK"); text != "" {
 		var err error
 		if length, err = time.ParseDuration(text); err != nil {
 			t.Fatalf("WEFT_SOAK %q: want a time, as in 1h", text)
 		}
+		pause = soakPause
 	}
 	sites := makeSites(t, sitesConfig{outerFamily: 4, link: lab.OffloadFull, remote: false}, false, true, false)
 	round := func(i int) {
@@ -62,6 +67,7 @@ func TestSoak(t *testing.T) {
 	for time.Since(start) < length && !t.Failed() {
 		round(rounds)
 		rounds++
+		time.Sleep(pause)
 		if now := time.Now(); now.Sub(last) > time.Minute {
 			t.Logf("%v, %d rounds: %+v", now.Sub(start).Truncate(time.Second), rounds, measure(t))
 			last = now

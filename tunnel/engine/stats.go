@@ -54,6 +54,8 @@ const (
 	RxDropDestination // inner destination is not in our subnet
 	RxDropRemote      // put-off checksum outside the packet, or under no outer checksum (draft-herbert-vxlan-rco-00)
 	RxDropECN         // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
+	RxDropTooLong     // more than a datagram or run can be, cut off by the system
+	RxDropOverflow    // came while the receive buffer was full
 	RxDropDevice      // the Device failed to take it
 
 	Probes       // probes of path MTUs sent
@@ -87,7 +89,7 @@ var counterNames = [counterCount]string{
 	RxDropNotIP: "rx_drop_not_ip", RxDropMalformed: "rx_drop_malformed",
 	RxDropLength: "rx_drop_length", RxDropSource: "rx_drop_source",
 	RxDropDestination: "rx_drop_destination", RxDropECN: "rx_drop_ecn", RxDropRemote: "rx_drop_remote_checksum",
-	RxDropDevice: "rx_drop_device",
+	RxDropTooLong: "rx_drop_too_long", RxDropOverflow: "rx_drop_overflow", RxDropDevice: "rx_drop_device",
 
 	Probes: "probes", ProbeAnswers: "probe_answers", MTULowered: "mtu_lowered", MTURaised: "mtu_raised",
 

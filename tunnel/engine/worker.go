@@ -165,6 +165,11 @@ func (w *worker) close() error {
 // caller is a Device or Socket that counts its system calls.
 type caller interface{ Calls() uint64 }
 
+// loser is a Socket that counts what it did not return.
+type loser interface {
+	Lost() (truncated, overflow uint64)
+}
+
 // addTo adds the worker's counts.
 func (w *worker) addTo(stats *Stats) {
 	w.tx.counters.addTo(stats)
@@ -181,6 +186,11 @@ func (w *worker) addTo(stats *Stats) {
 	for _, socket := range w.sockets {
 		if c, ok := socket.(caller); ok {
 			stats.values[SocketCalls] += c.Calls()
+		}
+		if l, ok := socket.(loser); ok {
+			truncated, overflow := l.Lost()
+			stats.values[RxDropTooLong] += truncated
+			stats.values[RxDropOverflow] += overflow
 		}
 	}
 	if w.poller != nil {

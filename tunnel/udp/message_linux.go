@@ -19,9 +19,9 @@ const (
 	sendBatch = 64
 	// maxParts is how many parts one run can have: IOV_MAX.
 	maxParts = 1024
-	// controlWords holds three control messages of up to four bytes each, the
-	// most that either direction uses.
-	controlWords = 9
+	// controlWords holds two control messages of up to four bytes each, the most
+	// that either direction uses.
+	controlWords = 6
 )
 
 // message is struct mmsghdr.

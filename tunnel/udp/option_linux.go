@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -52,7 +53,6 @@ func configure(fd int, config Config, addr netip.AddrPort, sharing sharing) erro
 			{unix.SOL_IP, unix.IP_RECVTOS, 1},
 		}
 	}
-	options = append(options, option{unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1})
 	for _, o := range options {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
 			return fmt.Errorf("set socket option %d of level %d: %w", o.name, o.level, err)
@@ -135,6 +135,22 @@ func openSender(config Config) (int, error) {
 		return -1, errors.Join(fmt.Errorf("attach drop filter: %w", err), unix.Close(fd))
 	}
 	return fd, nil
+}
+
+// socketDrops asks how many datagrams came while the receive buffer of fd was
+// full. SO_RXQ_OVFL would tell with every datagram, but must not be set: of a
+// datagram that crossed a veth from a TCP sender on the same machine a kernel
+// with hardened usercopy refuses to copy the number, and ends the thread
+// (usercopy: Kernel memory exposure attempt).
+func socketDrops(fd int) uint64 {
+	var memory [9]uint32 // SK_MEMINFO_VARS, the last being SK_MEMINFO_DROPS
+	length := uint32(unsafe.Sizeof(memory))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&memory)), uintptr(unsafe.Pointer(&length)), 0)
+	if errno != 0 {
+		return 0
+	}
+	return uint64(memory[len(memory)-1])
 }
 
 // grantedBuffers reads the buffers back. The kernel reports twice what it was

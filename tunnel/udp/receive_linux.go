@@ -156,8 +156,6 @@ func (s *Socket) accept(i int, d *tunnel.Datagrams, slot []byte) bool {
 			d.ECN = value[0] & ecnMask
 		case header.Level == unix.SOL_IPV6 && header.Type == unix.IPV6_TCLASS && len(value) >= 4:
 			d.ECN = uint8(binary.NativeEndian.Uint32(value)) & ecnMask
-		case header.Level == unix.SOL_SOCKET && header.Type == unix.SO_RXQ_OVFL && len(value) >= 4:
-			s.countOverflow(binary.NativeEndian.Uint32(value))
 		}
 	}
 	// Without its control messages a run's cuts are unknown.
@@ -166,10 +164,4 @@ func (s *Socket) accept(i int, d *tunnel.Datagrams, slot []byte) bool {
 		return false
 	}
 	return true
-}
-
-// countOverflow follows the kernel's 32-bit total of datagrams dropped for want of buffer.
-func (s *Socket) countOverflow(total uint32) {
-	counted := s.overflow.Load()
-	s.overflow.Store(counted + uint64(total-uint32(counted)))
 }

@@ -67,12 +67,6 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// Stats counts datagrams that arrived and were lost before Receive returned them.
-type Stats struct {
-	Truncated uint64 // larger than tunnel.MaxPacket, dropped
-	Overflow  uint64 // came while the receive buffer was full
-}
-
 // Buffers are the socket buffers in bytes as the system granted them, of the
 // sockets that receive and send.
 type Buffers struct{ Receive, Send int }

@@ -33,7 +33,8 @@ type Socket struct {
 	sender   sender
 
 	truncated atomic.Uint64
-	overflow  atomic.Uint64
+	using     sync.RWMutex  // held while the descriptors are used other than to send or receive
+	overflow  atomic.Uint64 // as of the last call of Lost
 }
 
 // Listen opens a Socket in the network namespace of the calling thread.
@@ -107,9 +108,19 @@ func (s *Socket) Offloads() tunnel.Offloads { return s.offloads }
 // Buffers are the socket buffers granted.
 func (s *Socket) Buffers() Buffers { return s.buffers }
 
-// Stats counts what was lost on the way in.
-func (s *Socket) Stats() Stats {
-	return Stats{Truncated: s.truncated.Load(), Overflow: s.overflow.Load()}
+// Lost counts datagrams that arrived and that Receive did not return: those
+// larger than tunnel.MaxPacket, and those that came while the receive buffer was full.
+func (s *Socket) Lost() (truncated, overflow uint64) {
+	s.using.RLock()
+	defer s.using.RUnlock()
+	if !s.closed.Load() {
+		overflow := socketDrops(s.fd)
+		if s.unsummed >= 0 {
+			overflow += socketDrops(s.unsummed)
+		}
+		s.overflow.Store(overflow)
+	}
+	return s.truncated.Load(), s.overflow.Load()
 }
 
 // Close ends a Receive that waits and frees the sockets.
@@ -124,6 +135,8 @@ func (s *Socket) Close() error {
 	defer s.receiver.mu.Unlock()
 	s.sender.mu.Lock()
 	defer s.sender.mu.Unlock()
+	s.using.Lock()
+	defer s.using.Unlock()
 	if err := s.free(); err != nil {
 		return fmt.Errorf("close %v: %w", s.local, err)
 	}

@@ -109,8 +109,8 @@ func (s *Socket) Offloads() tunnel.Offloads {
 // Buffers are the socket buffers granted; 0 is the system's default.
 func (s *Socket) Buffers() Buffers { return s.buffers }
 
-// Stats is zero: these systems do not tell a socket about its losses.
-func (s *Socket) Stats() Stats { return Stats{} }
+// Lost is zero: these systems do not tell a socket about its losses.
+func (s *Socket) Lost() (truncated, overflow uint64) { return 0, 0 }
 
 // Receive waits for one datagram.
 func (s *Socket) Receive(batch []tunnel.Datagrams, arena []byte) (int, error) {
