@@ -103,13 +103,16 @@ func (g generator) arrival(c *testCase, outerPeer netip.Addr) []datagram {
 	var datagrams []datagram
 	change := -1 // where the outer header of a train changes
 	if len(c.sent) > 1 && g.chance(30) {
-		change = g.IntN(len(c.sent))
+		change = 1 + g.IntN(len(c.sent)-1)
 	}
 	for i, b := range c.sent {
-		if i == change {
-			g.changeOuter(&d)
-		}
 		d.payload = frame(b, c.is4)
+		switch {
+		case i == change && g.chance(20):
+			d.payload[pick(g, 5, 9)]++ // VNI, inner destination MAC: not for us
+		case i == change && g.changeOuter(&d):
+			c.genuine = i
+		}
 		if c.putOff {
 			putOffChecksum(d.payload)
 		}
@@ -119,16 +122,20 @@ func (g generator) arrival(c *testCase, outerPeer netip.Addr) []datagram {
 }
 
 // changeOuter makes an outer header that goes with the same inner packets all
-// the same.
-func (g generator) changeOuter(d *datagram) {
-	switch g.IntN(3) {
+// the same, or one of another host, as it reports.
+func (g generator) changeOuter(d *datagram) (forged bool) {
+	switch g.IntN(4) {
 	case 0:
 		d.tos ^= 1 + uint8(g.IntN(3)) // ECN
 	case 1:
 		d.tos = uint8(g.Uint32())
 	case 2:
 		d.from = netip.AddrPortFrom(d.from.Addr(), g.outerPort())
+	case 3:
+		d.from = netip.AddrPortFrom(d.from.Addr().Next(), d.from.Port())
+		return true
 	}
+	return false
 }
 
 // putOffChecksum leaves the checksum of the TCP or UDP packet in a datagram to

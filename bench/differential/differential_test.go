@@ -159,6 +159,7 @@ type testCase struct {
 	wrong    bool     // one of several packets has a checksum that is not right
 	tags     []uint16 // VLAN tags of the inner frame
 	forged   bool     // a source is not the peer's, inner or outer
+	genuine  int      // so many packets are before the first from another outer source; 0: all are
 	stray    bool     // the inner destination is not in the own subnet
 	reserved bool     // the VXLAN header has bits beside that of the VNI
 	loop     bool     // the inner frame's source is the receiver's own MAC

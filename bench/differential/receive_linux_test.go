@@ -79,8 +79,14 @@ func (x *reception) one(g generator) (count int) {
 // shuffled brings two lists together, each in its order.
 func (g generator) shuffled(a, b []datagram) (both []datagram) {
 	if len(a) > 1 && len(b) > 1 {
-		for i := range b {
-			b[i].from, b[i].tos = a[0].from, a[0].tos // so that they can be one run
+		first := b[0]
+		for i := range b { // so that they can be one run
+			if b[i].from == first.from {
+				b[i].from = a[0].from
+			}
+			if b[i].tos == first.tos {
+				b[i].tos = a[0].tos
+			}
 		}
 	}
 	for len(a) > 0 && len(b) > 0 {
