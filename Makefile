@@ -46,7 +46,7 @@ test: build cni ## every test that needs no outside service; it builds, or insta
 	CGO_ENABLED=1 $(GO) test -race ./...
 
 e2e: tools build cni kube $(FLANNELD_BIN) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld
-	$(GO) test -tags e2e -count=1 -timeout 30m ./bench/cluster ./bench/datapath ./bench/demo ./bench/differential ./bench/e2e
+	$(GO) test -tags e2e -count=1 -timeout 30m ./bench/cluster ./bench/datapath ./bench/demo ./bench/differential ./bench/e2e ./tunnel/datapath
 
 lint: ## golangci-lint with the chosen linters, and formatting
 	@mkdir -p $(CACHE)/tools

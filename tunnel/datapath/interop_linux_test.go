@@ -21,6 +21,7 @@ import (
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/engine"
+	"github.com/weft-net/weft/tunnel/pathmtu"
 )
 
 // site is a host of the lab with a subnet of either inner family, one pod, and
@@ -38,6 +39,7 @@ type site struct {
 	offloads datapath.Offloads
 	why      []string // what the engine has to do without from the start
 	workers  int
+	search   *pathmtu.Config // nil: the engine's own
 	device   string
 	engine   *engine.Engine
 	stop     context.CancelFunc
@@ -172,7 +174,7 @@ func (s *site) startEngine(all []*site) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if s.engine, err = engine.New(engine.Config{Workers: workers, Logger: logger}); err != nil {
+	if s.engine, err = engine.New(engine.Config{Workers: workers, PathMTU: s.search, Logger: logger}); err != nil {
 		s.t.Fatal(err)
 	}
 	s.why = append(workers[0].Device.Offloads().Why, workers[0].Sockets[0].Offloads().Why...)

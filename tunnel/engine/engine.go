@@ -26,6 +26,9 @@ type Config struct {
 	// Workers belong to Run from its start: it closes all that is in them when
 	// it returns.
 	Workers []Worker
+	// PathMTU says how the MTUs of paths are searched, but for Floor and Likely,
+	// which the engine knows; nil means pathmtu.Defaults.
+	PathMTU *pathmtu.Config
 	Logger  *slog.Logger
 }
 
@@ -57,6 +60,14 @@ func New(config Config) (*Engine, error) {
 	case config.Logger == nil:
 		return nil, errors.New("make engine: Config.Logger is missing")
 	}
+	search := pathmtu.Defaults()
+	if config.PathMTU != nil {
+		search = *config.PathMTU
+	}
+	configs := newSearchConfigs(search)
+	if err := configs.in4out4.Check(); err != nil {
+		return nil, fmt.Errorf("make engine: PathMTU: %w", err)
+	}
 	e := &Engine{logger: config.Logger, ladder: newLadder(config.Logger)}
 	e.peers.Store(&peerSet{})
 	var probes []ProbeSocket
@@ -70,7 +81,7 @@ func New(config Config) (*Engine, error) {
 		e.workers = append(e.workers, newWorker(e, parts))
 		probes = append(probes, parts.Probes...)
 	}
-	e.prober = newProber(probes, pathmtu.Defaults(), config.Logger)
+	e.prober = newProber(probes, configs, config.Logger)
 	return e, nil
 }
 
@@ -156,6 +167,17 @@ func (e *Engine) Stats() Stats {
 	}
 	e.prober.counters.addTo(&stats)
 	return stats
+}
+
+// PathMTUs is the largest inner packet that may be sent to each peer now, by the
+// first of its prefixes: the peer's MTU, or less where the path carries less.
+func (e *Engine) PathMTUs() map[netip.Prefix]int {
+	peers := e.peers.Load()
+	mtus := make(map[netip.Prefix]int, len(peers.paths))
+	for i, peer := range peers.Entries() {
+		mtus[peer.Prefixes[0]] = peers.paths[i].MTU()
+	}
+	return mtus
 }
 
 // localsNow is what this host terminates at the moment.

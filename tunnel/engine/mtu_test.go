@@ -4,13 +4,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
+	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
@@ -65,6 +69,9 @@ func TestPathMTUHolds(t *testing.T) {
 		r := newRig(t, everything())
 		for _, to := range r.engine.peers.Load().paths {
 			to.mtu.Store(1310)
+		}
+		if all := r.engine.PathMTUs(); len(all) != 4 || all[far.subnet(is4)] != 1310 {
+			t.Errorf("path MTUs %v", all)
 		}
 		p := asPing(toFar(is4, nil), 1400).Bytes()
 		r.send(finished(p)...)
@@ -145,4 +152,16 @@ func TestRunProbes(t *testing.T) {
 			t.Errorf("closed %v: %v", probe.closed.Load(), err)
 		}
 	})
+}
+
+func TestPathMTUConfig(t *testing.T) {
+	search := pathmtu.Defaults()
+	search.Tries = 0
+	_, err := New(Config{
+		Workers: []Worker{{Device: &tunneltest.Device{}, Sockets: []tunnel.Socket{&tunneltest.Socket{}}}},
+		PathMTU: &search, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err == nil || !strings.Contains(err.Error(), "PathMTU") || !strings.Contains(err.Error(), "Tries") {
+		t.Errorf("%v", err)
+	}
 }

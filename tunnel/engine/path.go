@@ -35,6 +35,7 @@ type path struct {
 	peer   *peertable.Entry
 	number uint32 // its own, in probes
 	search *pathmtu.Search
+	logged int       // MTU that the log was last told
 	begun  time.Time // when probes were sent last
 	due    time.Time // of the next step, while it waits for one
 	place  int       // in the queue; -1: not in it

@@ -82,9 +82,9 @@ type probeAnswer struct {
 	sent   time.Duration // since the epoch
 }
 
-func newProber(sockets []ProbeSocket, search pathmtu.Config, logger *slog.Logger) *prober {
+func newProber(sockets []ProbeSocket, configs *searchConfigs, logger *slog.Logger) *prober {
 	return &prober{
-		sockets: sockets, logger: logger, configs: newSearchConfigs(search),
+		sockets: sockets, logger: logger, configs: configs,
 		token: rand.Uint64(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
 		wakes: make(chan *path, probeEvents), answers: make(chan probeAnswer, probeEvents),
 		changed: make(chan struct{}, 1), paths: map[pathKey]*path{}, numbers: map[uint32]*path{},
@@ -253,6 +253,7 @@ func (p *prober) woken(to *path) {
 	now := time.Now()
 	if to.search == nil {
 		to.search = pathmtu.New(p.configs.of(to), to.peer.MTU, now)
+		to.logged = to.peer.MTU
 	}
 	if size := int(to.refused.Load()); size != 0 {
 		p.refused(to, size, now)
@@ -287,7 +288,7 @@ func (p *prober) hear(answer probeAnswer) {
 		return
 	}
 	to.search.Answered(time.Now(), answer.size, p.epoch.Add(answer.sent))
-	p.publish(to, "a probe was answered")
+	p.publish(to, "")
 	p.schedule(to, to.search.Due())
 }
 
@@ -404,19 +405,26 @@ func (p *prober) probe(to *path, size int, now time.Time) {
 	}
 }
 
-// publish shows the workers what the search has found.
+// publish shows the workers what the search has found. The log hears of every
+// step down, and of where a way up has led.
 func (p *prober) publish(to *path, why string) {
 	before, after := to.MTU(), to.search.MTU()
-	if before == after {
-		return
-	}
-	to.mtu.Store(int32(after))
-	if after < before {
+	switch {
+	case after < before:
 		p.counters.add(MTULowered, 1)
-	} else {
+	case after > before:
 		p.counters.add(MTURaised, 1)
 	}
-	p.counters.publish()
-	p.logger.Info("path MTU changed", "peer", to.peer.Name, "endpoint", to.peer.Endpoint,
-		"inner_from", before, "inner_to", after, "reason", why)
+	if before != after {
+		to.mtu.Store(int32(after))
+		p.counters.publish()
+	}
+	if after > to.logged {
+		why = "larger probes are answered"
+	}
+	if after < to.logged || after > to.logged && !to.search.Busy() {
+		p.logger.Info("path MTU changed", "peer", to.peer.Name, "endpoint", to.peer.Endpoint,
+			"inner_from", to.logged, "inner_to", after, "reason", why)
+		to.logged = after
+	}
 }

@@ -135,7 +135,7 @@ func probing(t *testing.T, outer netip.AddrPort, f func(t *testing.T, p *prober,
 		u := &underlay{
 			t: t, local: outer.Addr(), limit: 1500, delay: time.Millisecond, count: map[netip.AddrPort]int{},
 		}
-		p := newProber([]ProbeSocket{u}, pathmtu.Defaults(), slog.New(slog.DiscardHandler))
+		p := newProber([]ProbeSocket{u}, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
 		u.prober = p
 		p.setLocals(here.locals())
 		ctx, cancel := context.WithCancel(t.Context())
@@ -362,7 +362,7 @@ func fixIPv4(b []byte) {
 
 // Only answers to our own probes are taken; a person's ping gets its own.
 func TestProberTakesItsOwnOnly(t *testing.T) {
-	p := newProber(nil, pathmtu.Defaults(), slog.New(slog.DiscardHandler))
+	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
 	var data [probeData]byte
 	binary.BigEndian.PutUint64(data[:], p.token)
 	taken := func(identifier uint16, data []byte) bool {
@@ -397,7 +397,7 @@ func TestProberTakesItsOwnOnly(t *testing.T) {
 // With more going on than the prober can take in, nothing waits and nothing is
 // forgotten for good.
 func TestProberOverflow(t *testing.T) {
-	p := newProber(nil, pathmtu.Defaults(), slog.New(slog.DiscardHandler))
+	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
 	var peers []tunnel.Peer
 	for i := range 2 * probeEvents {
 		peers = append(peers, manyPeer(i))
@@ -483,7 +483,7 @@ func TestProberLogs(t *testing.T) {
 
 // What a worker says per packet costs nothing.
 func TestProberWordsDoNotAllocate(t *testing.T) {
-	p := newProber(nil, pathmtu.Defaults(), slog.New(slog.DiscardHandler))
+	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
 	to := p.setPeers(entries(far.peers()...))[0]
 	if n := testing.AllocsPerRun(1000, func() { p.sent(to, 1450); p.tooBig(to, 1450) }); n != 0 {
 		t.Errorf("%v allocations", n)

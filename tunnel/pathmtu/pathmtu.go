@@ -219,7 +219,7 @@ func (s *Search) Probes(now time.Time, sizes []int) []int {
 	sizes = sizes[:0]
 	if s.ceiling <= s.config.Floor || now.Before(s.due) {
 		if s.ceiling <= s.config.Floor {
-			s.due = now.Add(s.config.Silence)
+			s.due = now.Add(s.config.Confirm)
 		}
 		return sizes
 	}
