@@ -16,6 +16,9 @@ const (
 	Headroom = 32
 	// MinArena is the smallest arena Read and Receive accept.
 	MinArena = Headroom + MaxPacket
+	// MaxBatch is the number of bytes after which Receive takes no more, so that
+	// what it returns is still in the processor's cache when it is handed on.
+	MaxBatch = 512 << 10
 )
 
 // GSOType says how a super-packet is to be cut (virtio 1.2, 5.1.6.4.1).
@@ -141,8 +144,8 @@ type Socket interface {
 	// Local is the bound address and port.
 	Local() netip.AddrPort
 	// Receive waits until something is there, then takes what is ready without
-	// waiting, up to len(batch) or until the arena has less than MaxPacket left.
-	// It returns ErrClosed after Close. A Socket that was opened to be polled
+	// waiting, up to len(batch), or MaxBatch bytes, or until the arena has less than
+	// MaxPacket left. It returns ErrClosed after Close. A Socket that was opened to be polled
 	// does not wait and returns 0 if nothing is there.
 	Receive(batch []Datagrams, arena []byte) (n int, err error)
 	// Send sends runs in order. An error concerns batch[n]; the caller may go on

@@ -142,6 +142,8 @@ func randomTraffic(t *testing.T, random *rand.Rand, from, to host, count int) (p
 		p.Source = withPort(p.Source, uint16(random.IntN(5)+1))
 		p.Sequence, p.ID = random.Uint32(), uint16(random.Uint32())
 		p.TOS = uint8(random.IntN(4))
+		// Where fragmenting is not forbidden, joining keeps the ids of packets.
+		p.DontFragment = false
 		p.Flags = []uint8{tunneltest.ACK, tunneltest.ACK | tunneltest.PSH, tunneltest.SYN, tunneltest.ACK | tunneltest.CWR}[random.IntN(4)]
 		var data []byte
 		var offload tunnel.Offload

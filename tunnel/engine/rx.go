@@ -124,13 +124,13 @@ func (r *rx) receive(run *tunnel.Datagrams) {
 // isSuperFrame reports whether what looks like a run is one datagram with a
 // super-packet in it. A kernel peer on the same machine sends those: the inner
 // segment size then comes in place of that of a run. In a real run no datagram
-// is longer than the segment size.
+// is as long as the run.
 func isSuperFrame(run *tunnel.Datagrams) bool {
 	if run.SegmentSize == 0 || len(run.Data) <= max(run.SegmentSize, vxlan.Overhead) {
 		return false
 	}
 	v, err := packet.Parse(run.Data[vxlan.Overhead:])
-	return err == nil && len(v.Data)+vxlan.Overhead > run.SegmentSize
+	return err == nil && len(v.Data)+vxlan.Overhead == len(run.Data)
 }
 
 // datagram takes in one datagram. size is the segment size of the super-packet

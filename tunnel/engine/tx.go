@@ -11,9 +11,10 @@ import (
 
 // Sizes of a tx worker's memory.
 const (
-	txArena   = 128<<10 + tunnel.MinArena // small packets, then room for one super-packet
-	txPackets = 64                        // packets per Device read
-	txSlab    = 64 << 10                  // headers of segments between two flushes
+	txBatch   = 192 << 10 // bytes of packets that fill a batch
+	txArena   = txBatch + txPackets*2*tunnel.Headroom + tunnel.MinArena
+	txPackets = 64       // packets per Device read
+	txSlab    = 64 << 10 // headers of segments between two flushes
 	txParts   = 1024
 	txRuns    = 64 // runs per Socket call
 )

@@ -109,40 +109,76 @@ func (w *worker) run() error {
 		if err != nil {
 			return fmt.Errorf("wait for packets: %w", err)
 		}
-		if ready&1 != 0 {
-			if _, err := w.read(); err != nil {
+		// What has filled a batch has more, most likely, and need not be waited for.
+		for range maxRounds {
+			if ready, err = w.serve(ready); err != nil {
 				return err
 			}
-		}
-		for i, socket := range w.sockets {
-			if ready&(2<<i) == 0 {
-				continue
-			}
-			if _, err := w.receive(w.rx[0], socket); err != nil {
-				return err
+			if ready == 0 {
+				break
 			}
 		}
 	}
 }
 
-// read takes one batch from the Device to its end.
-func (w *worker) read() (n int, err error) {
-	n, err = w.device.Read(w.tx.packets, w.tx.arena)
-	w.tx.process(w.tx.packets[:n])
-	if err != nil {
-		return n, fmt.Errorf("read %s: %w", w.device.Name(), err)
+// maxRounds bounds the batches taken of sources that are never empty before
+// Wait looks at the others.
+const maxRounds = 4
+
+// serve takes a batch of every source that is ready, and returns those that
+// have more.
+func (w *worker) serve(ready uint64) (more uint64, err error) {
+	for i, socket := range w.sockets {
+		if ready&(2<<i) == 0 {
+			continue
+		}
+		full, err := w.receive(w.rx[0], socket)
+		if err != nil {
+			return 0, err
+		}
+		if full {
+			more |= 2 << i
+		}
 	}
-	return n, nil
+	if ready&1 != 0 {
+		full, err := w.read()
+		if err != nil {
+			return 0, err
+		}
+		if full {
+			more |= 1
+		}
+	}
+	return more, nil
 }
 
-// receive takes one batch from a Socket to its end.
-func (w *worker) receive(r *rx, socket tunnel.Socket) (n int, err error) {
-	n, err = socket.Receive(r.batch, r.arena)
-	r.process(r.batch[:n])
-	if err != nil {
-		return n, fmt.Errorf("receive on %v: %w", socket.Local(), err)
+// read takes one batch from the Device to its end. Full means that the batch
+// was as large as can be.
+func (w *worker) read() (full bool, err error) {
+	n, err := w.device.Read(w.tx.packets, w.tx.arena)
+	packets, bytes := w.tx.packets[:n], 0
+	for i := range packets {
+		bytes += len(packets[i].Data)
 	}
-	return n, nil
+	w.tx.process(packets)
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", w.device.Name(), err)
+	}
+	return n == len(w.tx.packets) || bytes >= txBatch, nil
+}
+
+// receive takes one batch from a Socket to its end. Full is as in read.
+func (w *worker) receive(r *rx, socket tunnel.Socket) (full bool, err error) {
+	n, err := socket.Receive(r.batch, r.arena)
+	runs, bytes := r.batch[:n], 0
+	for i := range runs {
+		bytes += len(runs[i].Data)
+	}
+	r.process(runs)
+	if err != nil {
+		return false, fmt.Errorf("receive on %v: %w", socket.Local(), err)
+	}
+	return n == len(r.batch) || bytes >= tunnel.MaxBatch, nil
 }
 
 // close closes what the worker was given, the Poller first, as nothing it

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/tunnel"
 )
 
 const (
@@ -14,7 +16,7 @@ const (
 	// largeBatch how many where what comes fills them: more would not stay in
 	// the processor's cache until it is handed on.
 	receiveBatch = 64
-	largeBatch   = 8
+	largeBatch   = (tunnel.MaxBatch + tunnel.MaxPacket - 1) / tunnel.MaxPacket
 	// sendBatch is how many runs one sendmmsg carries at most.
 	sendBatch = 64
 	// maxParts is how many parts one run can have: IOV_MAX.

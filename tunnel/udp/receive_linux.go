@@ -82,7 +82,7 @@ func (s *Socket) drainOne(batch []tunnel.Datagrams, arena []byte) (n int, err er
 
 // drain takes what is ready on fd. It returns 0 and no error where nothing is.
 func (s *Socket) drain(fd int, batch []tunnel.Datagrams, arena []byte) (n int, err error) {
-	for n < len(batch) && len(arena) >= tunnel.MaxPacket {
+	for taken := 0; n < len(batch) && len(arena) >= tunnel.MaxPacket && taken < tunnel.MaxBatch; {
 		slots := (len(arena)-tunnel.MaxPacket)/slotSize + 1
 		want := min(len(batch)-n, slots, s.receiver.batch)
 		s.receiver.prepare(want, arena)
@@ -93,7 +93,7 @@ func (s *Socket) drain(fd int, batch []tunnel.Datagrams, arena []byte) (n int, e
 		if errno != 0 {
 			return n, fmt.Errorf("receive: %w", errno)
 		}
-		s.receiver.adapt(got)
+		taken += s.receiver.adapt(got)
 		for i := range got {
 			if s.accept(i, &batch[n], arena[i*slotSize:]) {
 				n++
@@ -109,9 +109,9 @@ func (s *Socket) drain(fd int, batch []tunnel.Datagrams, arena []byte) (n int, e
 }
 
 // adapt chooses the next batch by the last one, of n messages: as many as there
-// can be while small ones come faster than they are taken.
-func (r *receiver) adapt(n int) {
-	bytes := 0
+// can be while small ones come faster than they are taken. It returns the bytes
+// of the last one.
+func (r *receiver) adapt(n int) (bytes int) {
 	for i := range n {
 		bytes += int(r.messages[i].length)
 	}
@@ -121,6 +121,7 @@ func (r *receiver) adapt(n int) {
 	case n == r.batch:
 		r.batch = min(2*r.batch, receiveBatch)
 	}
+	return bytes
 }
 
 // prepare points the first n messages at consecutive slots of the arena.
