@@ -26,6 +26,7 @@ type internet struct {
 	world    *lab.Lab
 	sites    []*site
 	overhead int
+	hushed   bool
 }
 
 // newInternet makes the sites, on links of one MTU: the first with an engine,
@@ -125,6 +126,7 @@ func (n *internet) narrow(mtu int) {
 // hush has the router tell nobody what it does not carry, and nobody receive fragments.
 func (n *internet) hush() {
 	n.t.Helper()
+	n.hushed = true
 	n.outside("nft add table inet hush")
 	n.outside("nft add chain inet hush out { type filter hook output priority 0 ; }")
 	n.outside("nft add rule inet hush out icmp type destination-unreachable drop")
@@ -150,7 +152,7 @@ func (n *internet) link(mtu int) {
 func (n *internet) found(outer int) {
 	n.t.Helper()
 	for _, is4 := range []bool{true, false} {
-		network, want := n.sites[1].subnet(is4), n.inner(outer, is4)
+		network, want := n.sites[1].subnet(is4), outer-n.overhead
 		var got int
 		for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 			if got = n.sites[0].engine.PathMTUs()[network]; got == want {
@@ -163,9 +165,9 @@ func (n *internet) found(outer int) {
 	}
 }
 
-// inner is the largest inner packet over an outer MTU. IPv6 goes no lower than
-// its minimum: then the outer packets are fragmented.
-func (n *internet) inner(outer int, is4 bool) int {
+// told is the largest inner packet over an outer MTU that a sender is to keep
+// to. IPv6 knows nothing below its minimum: then outer packets are fragmented.
+func (n *internet) told(outer int, is4 bool) int {
 	if is4 {
 		return outer - n.overhead
 	}
@@ -271,6 +273,10 @@ func (n *internet) datagrams(outer int) {
 	n.t.Helper()
 	for _, is4 := range []bool{true, false} {
 		for name, from := range n.sites[0].ends(is4) {
+			fits := n.told(outer, is4)
+			if fits > outer-n.overhead && n.hushed {
+				continue // nothing can carry those: fragments do not pass
+			}
 			to := n.sites[1].ends(is4)[name]
 			receiver, err := to.ListenPacket(n.t.Context(), "udp", netip.AddrPortFrom(to.addr, 0).String())
 			if err != nil {
@@ -284,7 +290,6 @@ func (n *internet) datagrams(outer int) {
 			if is4 {
 				headers = 28
 			}
-			fits := n.inner(outer, is4)
 			if err := toldUDP(conn, is4, n.sites[0].mtu-headers, fits); err != nil {
 				n.t.Errorf("outer MTU %d: DF from %s %v: %v", outer, name, from.addr, err)
 			}

@@ -65,7 +65,7 @@ func New(config Config) (*Engine, error) {
 		search = *config.PathMTU
 	}
 	configs := newSearchConfigs(search)
-	if err := configs.in4out4.Check(); err != nil {
+	if err := configs.over4.Check(); err != nil {
 		return nil, fmt.Errorf("make engine: PathMTU: %w", err)
 	}
 	e := &Engine{logger: config.Logger, ladder: newLadder(config.Logger)}
@@ -169,8 +169,8 @@ func (e *Engine) Stats() Stats {
 	return stats
 }
 
-// PathMTUs is the largest inner packet that may be sent to each peer now, by the
-// first of its prefixes: the peer's MTU, or less where the path carries less.
+// PathMTUs is the largest inner packet that gets to each peer now in one piece,
+// by the first of its prefixes: the peer's MTU, or less where the path carries less.
 func (e *Engine) PathMTUs() map[netip.Prefix]int {
 	peers := e.peers.Load()
 	mtus := make(map[netip.Prefix]int, len(peers.paths))

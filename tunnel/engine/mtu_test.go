@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/binary"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -67,9 +69,7 @@ func TestMSS(t *testing.T) {
 func TestPathMTUHolds(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, is4 bool) {
 		r := newRig(t, everything())
-		for _, to := range r.engine.peers.Load().paths {
-			to.mtu.Store(1310)
-		}
+		r.setPathMTU(1310)
 		if all := r.engine.PathMTUs(); len(all) != 4 || all[far.subnet(is4)] != 1310 {
 			t.Errorf("path MTUs %v", all)
 		}
@@ -84,6 +84,94 @@ func TestPathMTUHolds(t *testing.T) {
 			t.Errorf("MSS %d", mss)
 		}
 	})
+}
+
+// setPathMTU is as if the prober had found it.
+func (r *rig) setPathMTU(mtu int) {
+	for _, to := range r.engine.peers.Load().paths {
+		to.mtu.Store(int32(mtu))
+	}
+}
+
+// A TCP packet that does not fit is cut as a super-packet would be, and its
+// sender told, unless its checksum is wrong or it may not be cut.
+func TestSendCutsTCP(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		headers := 72
+		if is4 {
+			headers = 52
+		}
+		p := toFar(is4, tunneltest.Random(rand.New(rand.NewPCG(5, 6)), 1350))
+		p.Flags = tunneltest.ACK | tunneltest.PSH | tunneltest.CWR
+		data, offload := p.Super(1300 - headers)
+		want, err := tunneltest.Finish(data, offload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wrong, syn := p.Bytes(), p
+		wrong[len(wrong)-1] ^= 1
+		syn.Flags = tunneltest.SYN
+		for name, tt := range map[string]struct {
+			out  tunnel.Outgoing
+			want [][]byte
+		}{
+			"finished": {out(p.Bytes(), tunnel.Offload{}), want},
+			"partial":  {out(p.Partial()), want},
+			"wrong":    {out(wrong, tunnel.Offload{}), nil},
+			"SYN":      {out(syn.Bytes(), tunnel.Offload{}), nil},
+		} {
+			t.Run(name, func(t *testing.T) {
+				r := newRig(t, everything())
+				r.setPathMTU(1300)
+				r.send(tt.out)
+				r.equal(r.inners(), tt.want)
+				if mtu := r.gotTooBig(tt.out.Parts[0]); mtu != 1300 {
+					t.Errorf("MTU %d", mtu)
+				}
+				r.want(map[Counter]uint64{TxICMP: 1, TxSuperPackets: 0, TxDropTooBig: 1 - min(uint64(len(tt.want)), 1)})
+			})
+		}
+	})
+}
+
+// Where the path carries less of IPv6 than every link has to, TCP is cut to fit,
+// and other packets of up to the minimum are left to be fragmented outside.
+func TestSendBelowTheMinimum(t *testing.T) {
+	super, smaller := toFar(false, make([]byte, 5000)).Super(1378)
+	for name, tt := range map[string]struct {
+		out  tunnel.Outgoing
+		told int // 0: nothing
+		sent []int
+	}{
+		"super":           {out(super, smaller), 1280, []int{1200, 1200, 1200, 1200, 5000 - 4*1128 + 72}},
+		"TCP":             {out(toFar(false, make([]byte, 1208)).Bytes(), tunnel.Offload{}), 0, []int{1200, 80 + 72}},
+		"small":           {out(toFar(false, make([]byte, 1128)).Bytes(), tunnel.Offload{}), 0, []int{1200}},
+		"UDP":             {out(asUDP(toFar(false, make([]byte, 1232))).Bytes(), tunnel.Offload{}), 0, []int{1280}},
+		"large UDP":       {out(asUDP(toFar(false, make([]byte, 1233))).Bytes(), tunnel.Offload{}), 1280, nil},
+		"UDP super":       {out(asUDP(toFar(false, make([]byte, 3000))).Super(1232)), 0, []int{1280, 1280, 3000 - 2*1232 + 48}},
+		"large UDP super": {out(asUDP(toFar(false, make([]byte, 3000))).Super(1233)), 1280, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, everything())
+			r.setPathMTU(1200)
+			r.send(tt.out)
+			var sent []int
+			for _, b := range r.inners() {
+				if err := tunneltest.Check(b); err != nil {
+					t.Error(err)
+				}
+				sent = append(sent, len(b))
+			}
+			if !slices.Equal(sent, tt.sent) {
+				t.Errorf("sent %v, want %v", sent, tt.sent)
+			}
+			if tt.told == 0 {
+				r.want(map[Counter]uint64{TxICMP: 0})
+			} else if mtu := r.gotTooBig(tt.out.Parts[0]); mtu != tt.told {
+				t.Errorf("told %d, want %d", mtu, tt.told)
+			}
+		})
+	}
 }
 
 // Answers to probes end here, and answers to a person's ping do not.

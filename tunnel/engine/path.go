@@ -26,7 +26,7 @@ type path struct {
 	runs runLimit
 	// unsummed: the peer was seen to send without UDP checksums.
 	unsummed atomic.Bool
-	mtu      atomic.Int32 // largest inner packet that may be sent now
+	mtu      atomic.Int32 // largest inner packet that gets through in one piece
 	used     atomic.Bool  // a large packet was sent since the prober looked
 	watched  atomic.Bool  // the prober looks again by itself
 	refused  atomic.Int32 // size of an inner packet that the Socket called too big; 0: none
@@ -41,7 +41,8 @@ type path struct {
 	place  int       // in the queue; -1: not in it
 }
 
-// MTU is the largest inner packet that may be sent now.
+// MTU is the largest inner packet that gets through now in one piece. For inner
+// IPv6 it may be below what every link has to carry.
 func (p *path) MTU() int { return int(p.mtu.Load()) }
 
 func (p *path) innerIs4() bool { return p.peer.Prefixes[0].Addr().Is4() }
@@ -81,41 +82,35 @@ func (q *queue) Pop() any {
 	return p
 }
 
-// searchConfigs are the settings of searches by inner and outer family.
-type searchConfigs struct{ in4out4, in4out6, in6out4, in6out6 pathmtu.Config }
+// searchConfigs are the settings of searches by outer family.
+type searchConfigs struct{ over4, over6 pathmtu.Config }
 
 // outerSizes are MTUs that links have: the least of IPv6, tunnels of several
 // kinds over Ethernet, Ethernet itself, and what clouds and data centres call jumbo.
 var outerSizes = [...]int{1280, 1340, 1380, 1400, 1420, 1440, 1450, 1460, 1476, 1480, 1492, 1500, 4352, 8896, 9000, 9001}
 
+// minMTU6 is what every link has to carry of IPv6 (RFC 8200, section 5).
+const minMTU6 = 1280
+
 func newSearchConfigs(base pathmtu.Config) *searchConfigs {
-	with := func(floor, headers int) pathmtu.Config {
+	with := func(headers int) pathmtu.Config {
 		config := base
-		config.Floor, config.Likely = floor, nil
+		// What every host has to receive (RFC 791). For inner IPv6 it is no more,
+		// as an underlay with an MTU of 1280 carries less than that inside.
+		config.Floor, config.Likely = 576, nil
 		for _, size := range outerSizes {
 			config.Likely = append(config.Likely, size-headers)
 		}
 		return config
 	}
-	// What every host has to receive (RFC 791), and every link to carry (RFC 8200).
-	const floor4, floor6 = 576, 1280
-	return &searchConfigs{
-		in4out4: with(floor4, outerHeaders4), in4out6: with(floor4, outerHeaders6),
-		in6out4: with(floor6, outerHeaders4), in6out6: with(floor6, outerHeaders6),
-	}
+	return &searchConfigs{over4: with(outerHeaders4), over6: with(outerHeaders6)}
 }
 
 func (c *searchConfigs) of(p *path) *pathmtu.Config {
-	outer4 := p.peer.Endpoint.Addr().Is4()
-	switch {
-	case p.innerIs4() && outer4:
-		return &c.in4out4
-	case p.innerIs4():
-		return &c.in4out6
-	case outer4:
-		return &c.in6out4
+	if p.peer.Endpoint.Addr().Is4() {
+		return &c.over4
 	}
-	return &c.in6out6
+	return &c.over6
 }
 
 // lowerMTU guesses what a path carries that did not let size bytes through.

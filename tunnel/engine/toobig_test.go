@@ -164,7 +164,7 @@ func TestSendPathTooBig(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, is4 bool) {
 		r := newRig(t, everything())
 		r.socket.Refuse(func(tunnel.Datagrams) error { return fmt.Errorf("send: %w", tunnel.ErrTooBig) })
-		p := toFar(is4, make([]byte, 1300))
+		p := asUDP(toFar(is4, make([]byte, 1300)))
 		r.send(finished(p.Bytes())...)
 		r.want(map[Counter]uint64{TxDropTooBig: 1, TxICMP: 0})
 		r.engine.prober.drain()

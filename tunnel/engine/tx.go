@@ -86,6 +86,16 @@ type way struct {
 	ecn      uint8
 }
 
+// most is the largest packet to ask of the sender of v. IPv6 knows no MTU below
+// its minimum, and where the path's is, smaller packets but TCP's go out larger:
+// as outer fragments, if the underlay lets them pass.
+func (w way) most(v packet.View) int {
+	if v.Is4() {
+		return w.mtu
+	}
+	return max(w.mtu, minMTU6)
+}
+
 func newTx(e *Engine, w *worker) *tx {
 	t := &tx{
 		engine:       e,
@@ -174,7 +184,13 @@ func (t *tx) packet(in *tunnel.Incoming) {
 		frame.Type = vxlan.IPv4
 	}
 	t.engine.prober.sent(path, len(v.Data))
-	if in.GSO != tunnel.GSONone {
+	switch {
+	case in.GSO != tunnel.GSONone:
+		t.counters.add(TxSuperPackets, 1)
+		t.super(in, v, w, frame)
+		return
+	case len(v.Data) > w.mtu && divisible(in, v):
+		in.GSO, in.SegmentSize = tunnel.GSOTCP4, tunnel.MaxPacket
 		t.super(in, v, w, frame)
 		return
 	}
@@ -188,7 +204,7 @@ func (t *tx) packet(in *tunnel.Incoming) {
 			return
 		}
 	}
-	if len(v.Data) > w.mtu {
+	if len(v.Data) > w.most(v) {
 		t.oversize(v, w, frame)
 		return
 	}
@@ -221,9 +237,20 @@ func (t *tx) box(peer *peertable.Entry, flow uint32) *outbox {
 	return boxes[flow%uint32(len(boxes))]
 }
 
+// divisible reports whether v is TCP that its receiver does not mind in smaller
+// segments, and that is known to be sound: the cut ones get new checksums.
+func divisible(in *tunnel.Incoming, v packet.View) bool {
+	if !v.Divisible() {
+		return false
+	}
+	if in.NeedsChecksum {
+		return v.Partial()
+	}
+	return v.Valid()
+}
+
 // super cuts a super-packet into segments and queues them.
 func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame) {
-	t.counters.add(TxSuperPackets, 1)
 	protocol := uint8(packet.TCP)
 	if in.GSO == tunnel.GSOUDP {
 		protocol = packet.UDP
@@ -237,24 +264,26 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 	}
 	headers := segments.HeaderLen()
 	putOff := frame.Remote.Start > 0
-	if headers+min(size, len(v.Data)-headers) > w.mtu {
-		switch {
-		case headers >= w.mtu || v.DontFragment() && protocol == packet.UDP:
-			t.drop(TxDropTooBig)
-			t.tellTooBig(v, w)
-			return
-		case protocol == packet.UDP:
-			segments, _ = packet.Segment(v, size, false)
-			frame.Remote = vxlan.Remote{}
-			t.fragmentSegments(&segments, w, frame)
-			return
-		}
-		// TCP is to be cut anyway, and just as well smaller: no segment need be
-		// lost, nor the stream stall if its sender does not hear.
-		if v.DontFragment() {
+	largest := headers + min(size, len(v.Data)-headers)
+	switch {
+	case largest <= w.mtu:
+	case protocol == packet.TCP && headers < w.mtu:
+		// A stream is just as well cut smaller: no segment need be lost, nor the
+		// stream stall if its sender does not hear of the MTU.
+		if v.DontFragment() && largest > w.most(v) {
 			t.tellTooBig(v, w)
 		}
 		segments, _ = packet.Segment(v, w.mtu-headers, putOff)
+	case largest <= w.most(v):
+	case v.DontFragment() || headers >= w.mtu:
+		t.drop(TxDropTooBig)
+		t.tellTooBig(v, w)
+		return
+	default:
+		segments, _ = packet.Segment(v, size, false)
+		frame.Remote = vxlan.Remote{}
+		t.fragmentSegments(&segments, w, frame)
+		return
 	}
 	for {
 		t.reserve(w.box, vxlan.Overhead+headers)
@@ -345,13 +374,13 @@ func (t *tx) queue(w way, head, tail []byte) {
 	}
 }
 
-// tellTooBig tells the sender of v to send no more than the path carries.
+// tellTooBig tells the sender of v how large its packets may be.
 //
 // The error comes from the peer's network address, as if the tunnel's far end
 // had sent it: the host would discard an IPv4 packet from the Device that
 // bears one of its own addresses (RFC 1812, 5.3.7).
 func (t *tx) tellTooBig(v packet.View, w way) {
-	n := packet.TooBig(t.reply, v, w.peer.Prefixes[0].Addr(), w.mtu)
+	n := packet.TooBig(t.reply, v, w.peer.Prefixes[0].Addr(), w.most(v))
 	if n == 0 {
 		return
 	}

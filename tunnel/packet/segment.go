@@ -11,6 +11,7 @@ const (
 	flagSYN = 0x02
 	flagPSH = 0x08
 	flagACK = 0x10
+	flagECE = 0x40
 	flagCWR = 0x80
 )
 
@@ -58,6 +59,15 @@ func Segment(v View, size int, partial bool) (Segments, error) {
 		s.bare = v.Protocol == UDP && binary.BigEndian.Uint16(v.Data[v.Transport+6:]) == 0
 	}
 	return s, nil
+}
+
+// Divisible reports whether v, a packet that was not made to be cut, may be all
+// the same: a whole TCP packet with data, not on its way along a source route,
+// and no flags that concern it as a whole.
+func (v View) Divisible() bool {
+	headers, ok := v.PayloadOffset()
+	const harmless = flagFIN | flagPSH | flagACK | flagECE | flagCWR
+	return ok && v.Protocol == TCP && !v.rerouted && headers < len(v.Data) && v.Data[v.Transport+13]&^harmless == 0
 }
 
 // HeaderLen is the length of every segment's headers.

@@ -133,6 +133,30 @@ func TestSegmentOnRoute(t *testing.T) {
 	}
 }
 
+// Only TCP that a receiver takes in any segments is divisible.
+func TestDivisible(t *testing.T) {
+	bothFamilies(t, func(t *testing.T, is4 bool) {
+		for flags := range 256 {
+			p := tcp(is4, []byte{1})
+			p.Flags = uint8(flags)
+			want := p.Flags&(tunneltest.SYN|tunneltest.RST|tunneltest.URG) == 0
+			if got := mustParse(t, p.Bytes()).Divisible(); got != want {
+				t.Errorf("flags %#x: %v", flags, got)
+			}
+		}
+		for name, b := range map[string][]byte{"UDP": udp(is4, []byte{1}).Bytes(), "no data": tcp(is4, nil).Bytes(), "ICMP": icmp(is4, 8).Bytes()} {
+			if mustParse(t, b).Divisible() {
+				t.Errorf("%s is divisible", name)
+			}
+		}
+	})
+	fragment := tcp(true, []byte{1}).Bytes()
+	fragment[6] |= 0x20
+	if mustParse(t, fragment).Divisible() {
+		t.Error("a fragment is divisible")
+	}
+}
+
 func TestSegmentErrors(t *testing.T) {
 	fragmented := udp(true, make([]byte, 8)).Bytes()
 	fragmented[6] = 0x20
