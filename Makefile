@@ -16,6 +16,7 @@ FLANNEL_VERSION := v0.26.7
 CNI_PLUGINS := $(addprefix $(CACHE)/cni/,bridge loopback host-local portmap)
 PLATFORMS   := $(foreach os,linux darwin windows freebsd,$(foreach arch,amd64 arm64,$(os)/$(arch)))
 FUZZTIME    ?= 20s
+SOAKTIME    ?= 1h
 
 export CGO_ENABLED := 0
 # Where ip, bridge and nft are; an ordinary user's PATH may lack it.
@@ -28,7 +29,7 @@ export WEFT_KUBE_BIN := $(CACHE)/weft-kube
 export FLANNELD_BIN := $(CACHE)/flannel
 export CNI_PATH := $(CACHE)/cni
 
-.PHONY: help build demo test e2e lint cross fuzz cover bench clean cni kube tools
+.PHONY: help build demo test e2e lint cross fuzz cover bench soak clean cni kube tools
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-7s %s\n", $$1, $$2}'
@@ -77,6 +78,9 @@ cover: build cni ## coverage of make test, as bin/cover.html
 
 bench: build ## print benchmark figures of the datapath
 	$(GO) test -run '^$$' -bench . -benchmem ./tunnel/...
+
+soak: ## an hour of mixed traffic through engines while peers come and go
+	WEFT_SOAK=$(SOAKTIME) $(GO) test -count=1 -timeout 24h -v -run TestSoak ./tunnel/datapath
 
 clean: ## remove bin and .cache
 	rm -rf $(BIN) $(CACHE)

@@ -85,7 +85,7 @@ func stream(t *testing.T, from, to end, bytes int64) {
 	}
 }
 
-// zeros reads as as many zeros as are wanted.
+// zeros never ends.
 type zeros struct{}
 
 func (zeros) Read(b []byte) (int, error) {
