@@ -124,6 +124,29 @@ func TestBuildCopies(t *testing.T) {
 	}
 }
 
+// Sound peers are numbered in a row, whatever was left out between them.
+func TestEntries(t *testing.T) {
+	bad := peer("bad", "192.0.2.9:8472", "10.244.9.0/24")
+	bad.MTU = 0
+	table, err := Build([]tunnel.Peer{
+		peer("a", "192.0.2.1:8472", "10.244.1.0/24", "10.244.4.0/24"), bad, peer("b", "192.0.2.2:8472", "10.244.2.0/24"),
+	})
+	if err == nil || table.Len() != 2 {
+		t.Fatalf("%d peers: %v", table.Len(), err)
+	}
+	for i, name := range []string{"a", "b"} {
+		if e := table.Entries()[i]; e.Name != name || e.Number != i {
+			t.Errorf("entry %d is %s, number %d", i, e.Name, e.Number)
+		}
+	}
+	if e, ok := table.Lookup(netip.MustParseAddr("10.244.2.1")); !ok || e.Number != 1 {
+		t.Errorf("found %v", e)
+	}
+	if all := (*Table)(nil).Entries(); len(all) != 0 {
+		t.Errorf("an empty table has %v", all)
+	}
+}
+
 // model is the slow and obvious table.
 type model []tunnel.Peer
 
