@@ -193,9 +193,12 @@ func waitReady(run *Run, args []string) error {
 	}
 	ctx, cancel := context.WithTimeout(run.ctx, timeout)
 	defer cancel()
-	for _, host := range hosts {
-		if err := run.awaitReady(ctx, host); err != nil {
-			return fmt.Errorf("the agent on %s is not ready: %w", host, err)
+	// A host that was ready early has work again when the others have joined.
+	for range 2 {
+		for _, host := range hosts {
+			if err := run.awaitReady(ctx, host); err != nil {
+				return fmt.Errorf("the agent on %s is not ready: %w", host, err)
+			}
 		}
 	}
 	return nil
@@ -233,12 +236,16 @@ func (r *Run) notReady(ctx context.Context, host string) error {
 		Ready  bool
 		State  string
 		Reason string
+		Items  struct{ Pending int }
 	}
 	if parseErr := json.Unmarshal(out, &status); parseErr != nil {
 		return errors.Join(err, fmt.Errorf("parse status: %w", parseErr))
 	}
 	if !status.Ready {
 		return fmt.Errorf("%s: %s", status.State, status.Reason)
+	}
+	if status.Items.Pending > 0 {
+		return fmt.Errorf("%d objects are pending", status.Items.Pending)
 	}
 	return nil
 }

@@ -42,7 +42,7 @@
 //	agent HOST [NAME=VALUE...] [FLAG...]     start $WEFT_BIN agent, log in $WORK/HOST.log; $ETCD is its store
 //	                                         unless a flag or variable names one; again after kill
 //	kill-agent HOST [SIGNAL]                 signal the agent (KILL) and wait for its end
-//	wait-ready HOST... [timeout=30s]         until $WEFT_BIN status says that it is ready
+//	wait-ready HOST... [timeout=30s]         until $WEFT_BIN status says that they are, with nothing pending
 //	pod HOST NAME [ADDRESS/LEN...]           with addresses: a bare pod; without: by $WEFT_CNI_BIN, with
 //	                                         cni.json of the script, or a minimal configuration
 //	unpod HOST NAME                          CNI DEL
