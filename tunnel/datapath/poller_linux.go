@@ -1,7 +1,6 @@
 package datapath
 
 import (
-	"encoding/binary"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -9,14 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/linux"
 )
 
 // poller waits in poll, outside Go's netpoller: the thread that is woken is the
 // one that does the work, and nothing is allocated.
 type poller struct {
-	fds    []unix.PollFd // the first is the event of Close
+	fds    []unix.PollFd // the first is the waker's
 	source []int         // of each descriptor, the bit it sets
-	event  int
+	waker  *linux.Waker
 	calls  atomic.Uint64
 	closed atomic.Bool
 	mu     sync.Mutex // held while waiting
@@ -24,16 +24,16 @@ type poller struct {
 
 // newPoller waits for groups of descriptors, the first group being bit 0.
 func newPoller(groups [][]int) (*poller, error) {
-	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	waker, err := linux.NewWaker()
 	if err != nil {
-		return nil, fmt.Errorf("open eventfd: %w", err)
+		return nil, err
 	}
-	p := &poller{event: event}
+	p := &poller{waker: waker}
 	add := func(fd, source int) {
 		p.fds = append(p.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
 		p.source = append(p.source, source)
 	}
-	add(event, 0)
+	add(waker.Descriptor(), 0)
 	for i, group := range groups {
 		for _, fd := range group {
 			add(fd, i)
@@ -75,14 +75,10 @@ func (p *poller) Close() error {
 	if p.closed.Swap(true) {
 		return nil
 	}
-	var one [8]byte
-	binary.NativeEndian.PutUint64(one[:], 1)
-	if _, err := unix.Write(p.event, one[:]); err != nil {
-		return fmt.Errorf("wake worker: %w", err)
-	}
+	p.waker.Wake()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := unix.Close(p.event); err != nil {
+	if err := p.waker.Close(); err != nil {
 		return fmt.Errorf("close eventfd: %w", err)
 	}
 	return nil

@@ -93,10 +93,7 @@ func (g *Group) Next(b []byte) (v View, partial, ok bool) {
 	}
 	// The headers being the same but for lengths, all offsets are.
 	v = View{Data: b, Protocol: g.first.Protocol, Transport: g.first.Transport}
-	transport, at := b[v.Transport:], 16
-	if v.Protocol == UDP {
-		at = 6
-	}
+	transport := b[v.Transport:]
 	lengthAt, length := 4, len(b)-ipv6Len
 	if g.first.Is4() {
 		lengthAt, length = 2, len(b)
@@ -104,7 +101,7 @@ func (g *Group) Next(b []byte) (v View, partial, ok bool) {
 	if int(binary.BigEndian.Uint16(b[lengthAt:])) != length || !g.sameHeaders(v) || !mergeable(v) {
 		return View{}, false, false
 	}
-	pseudo, check := g.pseudo+uint64(len(transport)), binary.BigEndian.Uint16(transport[at:])
+	pseudo, check := g.pseudo+uint64(len(transport)), v.checksum()
 	partial = check == Fold(pseudo)
 	if !partial && Fold(Sum(transport, pseudo)) != 0xffff {
 		return View{}, false, false

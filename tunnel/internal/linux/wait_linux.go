@@ -36,6 +36,10 @@ func (w *Waker) Wait(fd int, events int16, timeout int) (ready bool, err error) 
 	}
 }
 
+// Descriptor is readable from the first Wake on. It is for a wait together with
+// more descriptors than Wait takes, and valid until Close.
+func (w *Waker) Descriptor() int { return w.event }
+
 // Wake ends every Wait, those that are still to come included.
 func (w *Waker) Wake() {
 	var one [8]byte
