@@ -20,7 +20,6 @@ const (
 	vnetGSOSize     = 4
 	vnetCsumStart   = 6
 	vnetCsumOffset  = 8
-	tcpChecksum     = 16 // offset of the checksum in a TCP header
 	tcpDataOffset   = 12 // offset of the byte whose upper half is the header's length in words
 	udpHeaderLength = 8
 )

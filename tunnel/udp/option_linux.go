@@ -129,10 +129,8 @@ func openSender(config Config) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: 0}
-	program := unix.SockFprog{Len: 1, Filter: &drop}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-		return -1, errors.Join(fmt.Errorf("attach drop filter: %w", err), unix.Close(fd))
+	if err := dropAll(fd); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
 }
