@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -78,11 +79,19 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "PEER\tSTATE\tSUBNETS\tENDPOINT\tENCAP\tENGINE\tMTU\tCHANGED\tREASON")
 	for _, p := range s.Peers {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s ago\t%s\n", p.Name, p.State, strings.Join(p.Subnets, ","), p.Endpoint,
-			p.Encap, p.Engine, p.MTU, now.Sub(p.LastChange).Truncate(time.Second), p.Reason)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s ago\t%s\n", p.Name, p.State, strings.Join(p.Subnets, ","), p.Endpoint,
+			p.Encap, p.Engine, mtuOf(p), now.Sub(p.LastChange).Truncate(time.Second), p.Reason)
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print peers: %w", err)
 	}
 	return nil
+}
+
+// mtuOf is a peer's MTU, and what its path carries of it where that is less.
+func mtuOf(p agent.PeerStatus) string {
+	if p.PathMTU == 0 || p.PathMTU >= p.MTU {
+		return strconv.Itoa(p.MTU)
+	}
+	return fmt.Sprintf("%d of %d", p.PathMTU, p.MTU)
 }

@@ -141,6 +141,16 @@ func (f *forwarder) Offloads() []string {
 	return append(why, f.engine.Fallbacks()...)
 }
 
+// PathMTUs implements engineCounters.
+func (f *forwarder) PathMTUs() map[netip.Prefix]int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.engine == nil {
+		return nil
+	}
+	return f.engine.PathMTUs()
+}
+
 // listenAddr is where frames for leg arrive. Peers accept frames only from the
 // address they send to, so what we send must leave from it: the socket is bound
 // to the local outer address, and not to all.

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -51,7 +52,8 @@ type PeerStatus struct {
 	Encap      string    `json:"encap"`
 	Engine     string    `json:"engine"`
 	MTU        int       `json:"mtu"`
-	Features   []string  `json:"features"` // what is used because the peer offers it
+	PathMTU    int       `json:"path_mtu,omitempty"` // largest inner packet that gets there in one piece, as the userspace engine finds it
+	Features   []string  `json:"features"`           // what is used because the peer offers it
 	State      string    `json:"state"`
 	Reason     string    `json:"reason"`
 	LastChange time.Time `json:"last_change"`
@@ -104,6 +106,8 @@ const (
 type engineCounters interface {
 	Counters() map[string]uint64
 	Offloads() []string
+	// PathMTUs is the largest inner packet that gets to each peer subnet.
+	PathMTUs() map[netip.Prefix]int
 }
 
 const starting = "starting"
@@ -150,8 +154,24 @@ func (t *Tracker) Current() Status {
 	if t.engine != nil {
 		status.Counters = t.engine.Counters()
 		status.Offloads = t.engine.Offloads()
+		putPathMTUs(status.Peers, t.engine.PathMTUs())
 	}
 	return status
+}
+
+// putPathMTUs gives every peer the smallest path MTU of its subnets.
+func putPathMTUs(peers []PeerStatus, mtus map[netip.Prefix]int) {
+	bySubnet := make(map[string]int, len(mtus))
+	for subnet, mtu := range mtus {
+		bySubnet[subnet.String()] = mtu
+	}
+	for i := range peers {
+		for _, subnet := range peers[i].Subnets {
+			if mtu := bySubnet[subnet]; mtu > 0 && (peers[i].PathMTU == 0 || mtu < peers[i].PathMTU) {
+				peers[i].PathMTU = mtu
+			}
+		}
+	}
 }
 
 // joined records the lease and the engine.

@@ -3,6 +3,7 @@ package datapath_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/bench/lab"
 	"github.com/weft-net/weft/tunnel"
@@ -76,5 +77,36 @@ func TestLadderByHand(t *testing.T) {
 				t.Errorf("it is used: %+v", stats)
 			}
 		})
+	}
+}
+
+// TestLadderRunsLost: where a part of every run is lost without a word, runs
+// are given up for that peer, and single datagrams carry everything.
+func TestLadderRunsLost(t *testing.T) {
+	sites := makeSites(t, sitesConfig{outerFamily: 4, link: lab.OffloadNone, remote: true}, false, false)
+	from, to := sites[0], sites[1]
+	to.run("ethtool -K eth0 gro off") // what is joined is not looked at in parts
+	to.run("nft add table netdev cut")
+	to.run("nft add chain netdev cut in { type filter hook ingress device eth0 priority 0 ; }")
+	// The last of the run that is the test: an echo request of that length.
+	to.run("nft add rule netdev cut in udp dport %d udp length 330 @th,312,8 1 @th,400,8 8 drop", interopPort)
+	a, b := from.ends(true)["host"], to.ends(true)["host"]
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		transfer(t, a, b)
+		if from.engine.Stats().Value(engine.RunTestsFailed) > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("runs are still sent: %q", from.engine.Fallbacks())
+		}
+	}
+	before := from.engine.Stats()
+	exchange(t, from, to)
+	after := from.engine.Stats()
+	if runs, datagrams := after.Value(engine.TxRuns)-before.Value(engine.TxRuns), after.Value(engine.TxDatagrams)-before.Value(engine.TxDatagrams); runs < datagrams/2 {
+		t.Errorf("%d datagrams in %d runs", datagrams, runs)
+	}
+	if notes := from.engine.Fallbacks(); len(notes) == 0 || !strings.Contains(notes[0], "never arrived") {
+		t.Errorf("fallbacks %q", notes)
 	}
 }

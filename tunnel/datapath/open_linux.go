@@ -4,6 +4,7 @@ import (
 	"errors"
 	"runtime"
 
+	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/tundev"
 	"github.com/weft-net/weft/tunnel/udp"
@@ -45,11 +46,13 @@ func open(config Config) (opened []engine.Worker, err error) {
 			return nil, err
 		}
 		closers = append(closers, func() error { return closeAll(group) })
+		// What is insisted on needs no test.
+		testRuns := group[0].Offloads().UDP && config.Offloads.GSO != tunnel.On
 		for i, socket := range group {
 			opened[i].Sockets = append(opened[i].Sockets, socket)
 			descriptors[i] = append(descriptors[i], socket.Descriptors())
 		}
-		probes, err := udp.OpenProbe(addr.Addr())
+		probes, err := udp.OpenProbe(addr.Addr(), testRuns)
 		if err != nil {
 			return nil, err
 		}

@@ -81,7 +81,7 @@ func New(config Config) (*Engine, error) {
 		e.workers = append(e.workers, newWorker(e, parts))
 		probes = append(probes, parts.Probes...)
 	}
-	e.prober = newProber(probes, configs, config.Logger)
+	e.prober = newProber(probes, configs, e.ladder, config.Logger)
 	return e, nil
 }
 

@@ -6,12 +6,14 @@ import (
 	"iter"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/peertable"
 )
 
 // How long runs to a peer stay shorter before longer ones are tried again: the
@@ -85,6 +87,9 @@ type runLimit struct {
 	most  atomic.Int32  // 0: no bound
 	again atomic.Int64  // when to try longer ones, in nanoseconds of Unix time
 	wait  time.Duration // before that; under the ladder's lock
+	// lost is set when runs do not arrive, so that only a test can show that they
+	// do again; under the ladder's lock.
+	lost bool
 }
 
 // noLimit is more than any Socket takes.
@@ -105,7 +110,7 @@ func (r *runLimit) lowered() bool { return r.most.Load() != 0 }
 // refused shortens the runs to a peer after one of count datagrams was refused:
 // to half where it may have been for its length, else to single datagrams.
 func (l *ladder) refused(w way, count int, err error) {
-	most, instead := 1, "datagrams are sent one by one"
+	most, instead := 1, singly
 	if errors.Is(err, tunnel.ErrShorter) && count > 3 {
 		most = count / 2
 		instead = fmt.Sprintf("runs have at most %d datagrams", most)
@@ -114,13 +119,13 @@ func (l *ladder) refused(w way, count int, err error) {
 	defer l.mu.Unlock()
 	runs, now := &w.path.runs, time.Now()
 	before := int(runs.most.Load())
-	if before != 0 && most >= before && now.UnixNano() < runs.again.Load() {
+	if runs.lost || before != 0 && most >= before && now.UnixNano() < runs.again.Load() {
 		return // sent before the bound was
 	}
 	runs.wait = min(max(2*runs.wait, ladderRetry), ladderRetryMax)
 	runs.again.Store(now.Add(runs.wait).UnixNano())
 	runs.most.Store(int32(most))
-	note(l, l.runs, runs, fmt.Sprintf("runs to %s at %v", w.peer.Name, w.peer.Endpoint), instead, err)
+	note(l, l.runs, runs, concernedRuns(w.peer), instead, err)
 }
 
 // passed is told of runs that got out to a peer with a bound. One that is longer
@@ -129,11 +134,44 @@ func (l *ladder) passed(w way, count int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	runs := &w.path.runs
-	if most := int(runs.most.Load()); most == 0 || count <= most {
+	if most := int(runs.most.Load()); runs.lost || most == 0 || count <= most {
 		return
 	}
-	runs.most.Store(0)
-	runs.wait = 0
-	delete(l.runs, runs)
-	l.logger.Info("runs pass again", "peer", w.peer.Name, "endpoint", w.peer.Endpoint)
+	l.unbound(w.path, w.peer)
+}
+
+// unbound lets runs to a peer have any length.
+func (l *ladder) unbound(to *path, peer *peertable.Entry) {
+	to.runs.most.Store(0)
+	to.runs.wait = 0
+	delete(l.runs, &to.runs)
+	l.logger.Info("runs pass again", "peer", peer.Name, "endpoint", peer.Endpoint)
+}
+
+// errRunsLost is why a peer gets single datagrams though no run was refused.
+var errRunsLost = errors.New("runs left without an error, and parts of them never arrived")
+
+// failed stops runs to a peer until proven.
+func (l *ladder) failed(to *path) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	to.runs.lost = true
+	to.runs.again.Store(math.MaxInt64)
+	to.runs.most.Store(1)
+	note(l, l.runs, &to.runs, concernedRuns(to.peer), singly, errRunsLost)
+}
+
+// proven allows them again.
+func (l *ladder) proven(to *path) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	to.runs.lost = false
+	l.unbound(to, to.peer)
+}
+
+// singly is what is done for a peer without runs.
+const singly = "datagrams are sent one by one"
+
+func concernedRuns(peer *peertable.Entry) string {
+	return fmt.Sprintf("runs to %s at %v", peer.Name, peer.Endpoint)
 }

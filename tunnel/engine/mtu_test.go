@@ -215,6 +215,11 @@ func (c *countingProbe) PathMTU(netip.Addr) (int, error)   { return 1500, nil }
 func (c *countingProbe) Close() error                      { c.closed.Store(true); return nil }
 func (c *countingProbe) Send(netip.AddrPort, []byte) error { c.sent.Add(1); return nil }
 
+func (c *countingProbe) SendRun(netip.AddrPort, []byte, int) error {
+	c.sent.Add(runTestMembers)
+	return nil
+}
+
 // A running engine probes the path of the first large packet, and not before.
 func TestRunProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

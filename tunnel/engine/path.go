@@ -39,11 +39,22 @@ type path struct {
 	begun  time.Time // when probes were sent last
 	due    time.Time // of the next step, while it waits for one
 	place  int       // in the queue; -1: not in it
+	test   runTest
 }
 
 // MTU is the largest inner packet that gets through now in one piece. For inner
 // IPv6 it may be below what every link has to carry.
 func (p *path) MTU() int { return int(p.mtu.Load()) }
+
+// nextStep is when the prober has something to do.
+func (p *path) nextStep() time.Time { return earlier(p.search.Due(), p.test.due) }
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
 
 func (p *path) innerIs4() bool { return p.peer.Prefixes[0].Addr().Is4() }
 

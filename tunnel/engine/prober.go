@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"encoding/binary"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -23,6 +24,10 @@ type ProbeSocket interface {
 	Local() netip.Addr
 	// Send sends a datagram that nobody may fragment, whatever is known of the path.
 	Send(to netip.AddrPort, datagram []byte) error
+	// SendRun sends a run of datagrams of segment bytes, the last of which may be
+	// shorter, in the way that Sockets send theirs. ErrOffload means that those
+	// send none, or that a run was refused.
+	SendRun(to netip.AddrPort, run []byte, segment int) error
 	// PathMTU is the largest outer packet that the system believes to get to an
 	// address. Larger ones it would send in fragments, or runs of them not at all.
 	PathMTU(to netip.Addr) (int, error)
@@ -47,6 +52,7 @@ type prober struct {
 	sockets    []ProbeSocket
 	logger     *slog.Logger
 	configs    *searchConfigs
+	ladder     *ladder
 	token      uint64 // tells answers to these probes from others
 	identifier uint16
 	epoch      time.Time
@@ -82,9 +88,9 @@ type probeAnswer struct {
 	sent   time.Duration // since the epoch
 }
 
-func newProber(sockets []ProbeSocket, configs *searchConfigs, logger *slog.Logger) *prober {
+func newProber(sockets []ProbeSocket, configs *searchConfigs, ladder *ladder, logger *slog.Logger) *prober {
 	return &prober{
-		sockets: sockets, logger: logger, configs: configs,
+		sockets: sockets, logger: logger, configs: configs, ladder: ladder,
 		token: rand.Uint64(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
 		wakes: make(chan *path, probeEvents), answers: make(chan probeAnswer, probeEvents),
 		changed: make(chan struct{}, 1), paths: map[pathKey]*path{}, numbers: map[uint32]*path{},
@@ -117,7 +123,7 @@ func (p *prober) setPeers(peers []*peertable.Entry) []*path {
 			continue
 		}
 		p.setCeiling(known, now)
-		p.schedule(known, known.search.Due())
+		p.schedule(known, known.nextStep())
 	}
 	for _, gone := range before {
 		delete(p.numbers, gone.number)
@@ -170,6 +176,9 @@ func (p *prober) answered(v packet.View) bool {
 	echo, ok := packet.ParseEchoReply(v)
 	if !ok || echo.Identifier != p.identifier || len(echo.Data) < probeData || binary.BigEndian.Uint64(echo.Data) != p.token {
 		return false
+	}
+	if binary.BigEndian.Uint32(echo.Data[16:])&runTestMark != 0 && !intactRun(echo) {
+		return true
 	}
 	answer := probeAnswer{
 		source: echo.Source,
@@ -276,7 +285,7 @@ func (p *prober) refused(to *path, size int, now time.Time) {
 		to.refused.Store(0)
 	} // else it cannot be helped, and one word on it until the next step will do
 	p.publish(to, "a packet was refused as too big")
-	p.schedule(to, to.search.Due())
+	p.schedule(to, to.nextStep())
 }
 
 // hear takes in an answer.
@@ -287,9 +296,14 @@ func (p *prober) hear(answer probeAnswer) {
 	if to == nil || to.search == nil || !owns(to.peer, answer.source) {
 		return
 	}
-	to.search.Answered(time.Now(), answer.size, p.epoch.Add(answer.sent))
-	p.publish(to, "")
-	p.schedule(to, to.search.Due())
+	now, sent := time.Now(), p.epoch.Add(answer.sent)
+	if answer.size&runTestMark != 0 {
+		p.heardRun(to, answer.size&^runTestMark, sent, now)
+	} else {
+		to.search.Answered(now, answer.size, sent)
+		p.publish(to, "")
+	}
+	p.schedule(to, to.nextStep())
 }
 
 func owns(peer *peertable.Entry, inner netip.Addr) bool {
@@ -322,8 +336,9 @@ func (p *prober) step(to *path, now time.Time) int {
 	if crowded := to.begun.Add(time.Duration(len(p.queue)) * probeEvery); !to.search.Busy() && due.Before(crowded) {
 		due = crowded
 	}
-	p.schedule(to, due)
-	return len(p.sizes)
+	tested := p.testRuns(to, now)
+	p.schedule(to, earlier(due, to.test.due))
+	return len(p.sizes) + tested
 }
 
 // idle takes a path out of the queue if no large packet was sent since the last
@@ -380,29 +395,44 @@ func (p *prober) socket(to *path) ProbeSocket {
 
 // probe sends one probe. One that cannot be sent is as good as lost.
 func (p *prober) probe(to *path, size int, now time.Time) {
-	socket, local := p.socket(to), localOf(p.locals, to.innerIs4())
-	if socket == nil || local == nil {
+	socket, datagram := p.socket(to), p.buffer[:vxlan.Overhead+size]
+	if socket == nil || p.putProbe(to, datagram, p.data(now, uint32(size), to.number)) != nil {
 		return
 	}
-	var data [probeData]byte
-	binary.BigEndian.PutUint64(data[:], p.token)
+	if socket.Send(to.peer.Endpoint, datagram) == nil {
+		p.counters.add(Probes, 1)
+	}
+}
+
+// data is what a probe begins with, and what its answer is known by.
+func (p *prober) data(now time.Time, size, number uint32) []byte {
+	data := make([]byte, probeData)
+	binary.BigEndian.PutUint64(data, p.token)
 	binary.BigEndian.PutUint64(data[8:], uint64(now.Sub(p.epoch)))
-	binary.BigEndian.PutUint32(data[16:], uint32(size))
-	binary.BigEndian.PutUint32(data[20:], to.number)
-	datagram := p.buffer[:vxlan.Overhead+size]
-	if packet.PutEchoRequest(datagram[vxlan.Overhead:], packet.Echo{
-		Source: local.Subnet.Addr(), Destination: to.peer.Prefixes[0].Addr(), Identifier: p.identifier, Data: data[:],
-	}) != nil {
-		return
+	binary.BigEndian.PutUint32(data[16:], size)
+	binary.BigEndian.PutUint32(data[20:], number)
+	return data
+}
+
+var errNoProbe = errors.New("no probe socket of the peer's family, or no address of our own to probe from")
+
+// putProbe fills a datagram with an echo request to a peer that begins with data.
+func (p *prober) putProbe(to *path, datagram, data []byte) error {
+	local := localOf(p.locals, to.innerIs4())
+	if local == nil {
+		return errNoProbe
+	}
+	if err := packet.PutEchoRequest(datagram[vxlan.Overhead:], packet.Echo{
+		Source: local.Subnet.Addr(), Destination: to.peer.Prefixes[0].Addr(), Identifier: p.identifier, Data: data,
+	}); err != nil {
+		return err
 	}
 	frame := vxlan.Frame{VNI: to.peer.VNI, To: to.peer.MAC, From: local.MAC, Type: vxlan.IPv6}
 	if to.innerIs4() {
 		frame.Type = vxlan.IPv4
 	}
 	frame.Put(datagram)
-	if socket.Send(to.peer.Endpoint, datagram) == nil {
-		p.counters.add(Probes, 1)
-	}
+	return nil
 }
 
 // publish shows the workers what the search has found. The log hears of every

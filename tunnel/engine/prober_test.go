@@ -34,7 +34,9 @@ type underlay struct {
 	system int // what the system believes; 0: it does not say
 	delay  time.Duration
 	silent bool
-	forge  func(reply []byte) // changes answers
+	forge  func(reply []byte)                    // changes answers
+	cut    func(place int, datagram []byte) bool // what becomes of a run's members; false: lost
+	runs   int
 	count  map[netip.AddrPort]int
 	at     time.Time // of the last probe,
 	same   int       // and how many were sent then,
@@ -80,10 +82,26 @@ func (u *underlay) Send(to netip.AddrPort, datagram []byte) error {
 			u.t.Error(err)
 		}
 	}
-	if len(datagram)+u.headers() > u.limit || u.silent {
-		return nil
+	if len(datagram)+u.headers() <= u.limit {
+		u.answer(frame.Packet)
 	}
-	reply := replyTo(frame.Packet)
+	return nil
+}
+
+// deliver has the peer answer a member of a run, if its checksums are right.
+func (u *underlay) deliver(datagram []byte) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if frame, err := vxlan.Parse(datagram); err == nil && tunneltest.Check(frame.Packet) == nil {
+		u.answer(frame.Packet)
+	}
+}
+
+func (u *underlay) answer(request []byte) {
+	if u.silent {
+		return
+	}
+	reply := replyTo(request)
 	if u.forge != nil {
 		u.forge(reply)
 	}
@@ -92,6 +110,18 @@ func (u *underlay) Send(to netip.AddrPort, datagram []byte) error {
 			u.t.Errorf("answer not taken: %v", err)
 		}
 	})
+}
+
+// SendRun cuts a run as hardware would, or as u.cut says.
+func (u *underlay) SendRun(to netip.AddrPort, run []byte, segment int) error {
+	u.set(func() { u.runs++ })
+	for place := 0; len(run) > 0; place++ {
+		n := min(segment, len(run))
+		if datagram := bytes.Clone(run[:n]); u.cut == nil || u.cut(place, datagram) {
+			u.deliver(datagram)
+		}
+		run = run[n:]
+	}
 	return nil
 }
 
@@ -135,7 +165,7 @@ func probing(t *testing.T, outer netip.AddrPort, f func(t *testing.T, p *prober,
 		u := &underlay{
 			t: t, local: outer.Addr(), limit: 1500, delay: time.Millisecond, count: map[netip.AddrPort]int{},
 		}
-		p := newProber([]ProbeSocket{u}, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
+		p := newProber([]ProbeSocket{u}, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 		u.prober = p
 		p.setLocals(here.locals())
 		ctx, cancel := context.WithCancel(t.Context())
@@ -362,7 +392,7 @@ func fixIPv4(b []byte) {
 
 // Only answers to our own probes are taken; a person's ping gets its own.
 func TestProberTakesItsOwnOnly(t *testing.T) {
-	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
+	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	var data [probeData]byte
 	binary.BigEndian.PutUint64(data[:], p.token)
 	taken := func(identifier uint16, data []byte) bool {
@@ -397,7 +427,7 @@ func TestProberTakesItsOwnOnly(t *testing.T) {
 // With more going on than the prober can take in, nothing waits and nothing is
 // forgotten for good.
 func TestProberOverflow(t *testing.T) {
-	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
+	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	var peers []tunnel.Peer
 	for i := range 2 * probeEvents {
 		peers = append(peers, manyPeer(i))
@@ -483,7 +513,7 @@ func TestProberLogs(t *testing.T) {
 
 // What a worker says per packet costs nothing.
 func TestProberWordsDoNotAllocate(t *testing.T) {
-	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), slog.New(slog.DiscardHandler))
+	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	to := p.setPeers(entries(far.peers()...))[0]
 	if n := testing.AllocsPerRun(1000, func() { p.sent(to, 1450); p.tooBig(to, 1450) }); n != 0 {
 		t.Errorf("%v allocations", n)

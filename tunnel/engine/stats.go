@@ -58,10 +58,11 @@ const (
 	RxDropOverflow    // came while the receive buffer was full
 	RxDropDevice      // the Device failed to take it
 
-	Probes       // probes of path MTUs sent
-	ProbeAnswers // answers to them received; they are in RxDatagrams, too
-	MTULowered   // times that a path's MTU was lowered
-	MTURaised    // and raised
+	Probes         // probes of path MTUs sent
+	ProbeAnswers   // answers to them received; they are in RxDatagrams, too
+	MTULowered     // times that a path's MTU was lowered
+	MTURaised      // and raised
+	RunTestsFailed // tests that runs to a peer did not pass, so that it gets single datagrams
 
 	DeviceCalls      // system calls to read and write the Device
 	SocketCalls      // system calls to send and receive
@@ -92,6 +93,7 @@ var counterNames = [counterCount]string{
 	RxDropTooLong: "rx_drop_too_long", RxDropOverflow: "rx_drop_overflow", RxDropDevice: "rx_drop_device",
 
 	Probes: "probes", ProbeAnswers: "probe_answers", MTULowered: "mtu_lowered", MTURaised: "mtu_raised",
+	RunTestsFailed: "run_tests_failed",
 
 	DeviceCalls: "device_calls", SocketCalls: "socket_calls", PollCalls: "poll_calls",
 }

@@ -127,6 +127,9 @@ func (s *Search) Due() time.Time { return s.due }
 // left alone for as long as nobody uses the path.
 func (s *Search) Busy() bool { return s.round.open || s.purpose != confirm && s.silent == 0 }
 
+// Heard is when an answer came last; zero means never.
+func (s *Search) Heard() time.Time { return s.heardAt }
+
 func (s *Search) floor() int { return min(s.config.Floor, s.ceiling) }
 
 // SetCeiling changes the size that is known not to be exceeded. A lower one

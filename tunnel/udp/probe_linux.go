@@ -17,6 +17,7 @@ import (
 // received on it. It may be used by several goroutines.
 type ProbeSocket struct {
 	local netip.Addr
+	runs  bool
 
 	mu     sync.Mutex // no descriptor may be freed while a call still uses it
 	closed bool
@@ -26,11 +27,12 @@ type ProbeSocket struct {
 
 // OpenProbe opens a ProbeSocket in the network namespace of the calling thread,
 // on a local address, or the unspecified one of a family, and any free port.
-func OpenProbe(local netip.Addr) (*ProbeSocket, error) {
+// Runs says whether it is to send runs.
+func OpenProbe(local netip.Addr, runs bool) (*ProbeSocket, error) {
 	if !local.IsValid() || local.Is4In6() {
 		return nil, fmt.Errorf("open probe socket on %v: want a local address or 0.0.0.0 or ::", local)
 	}
-	s := &ProbeSocket{local: local, sender: -1, asker: -1}
+	s := &ProbeSocket{local: local, runs: runs, sender: -1, asker: -1}
 	for _, fd := range []*int{&s.sender, &s.asker} {
 		var err error
 		if *fd, err = openProbe(local); err != nil {
@@ -80,6 +82,22 @@ func (s *ProbeSocket) Local() netip.Addr { return s.local }
 // Send sends one datagram. ErrTooBig means that it is larger than the
 // interface's MTU, ErrFull that the socket is full.
 func (s *ProbeSocket) Send(to netip.AddrPort, datagram []byte) error {
+	return s.send(to, datagram, nil)
+}
+
+// SendRun sends a run of datagrams of segment bytes, the last of which may be
+// shorter, in one call (UDP_SEGMENT). Errors are those of Send, or ErrOffload
+// where runs are not to be sent, or cannot be.
+func (s *ProbeSocket) SendRun(to netip.AddrPort, run []byte, segment int) error {
+	if !s.runs {
+		return errRunOff
+	}
+	var c control
+	used := c.add(0, unix.SOL_UDP, unix.UDP_SEGMENT, uint32(segment), 2)
+	return s.send(to, run, c.bytes()[:used])
+}
+
+func (s *ProbeSocket) send(to netip.AddrPort, data, control []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -92,10 +110,10 @@ func (s *ProbeSocket) Send(to netip.AddrPort, datagram []byte) error {
 	if to.Addr().Is4() {
 		name = &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	}
-	err := unix.Sendto(s.sender, datagram, 0, name)
+	_, err := unix.SendmsgN(s.sender, data, control, name, 0)
 	var errno unix.Errno
 	if errors.As(err, &errno) {
-		return sendError(errno, false)
+		return sendError(errno, len(control) > 0)
 	}
 	return err
 }

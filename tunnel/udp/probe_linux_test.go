@@ -78,7 +78,7 @@ func TestProbeSocket(t *testing.T) {
 
 func openTestProbe(t *testing.T, local netip.Addr) *ProbeSocket {
 	t.Helper()
-	s, err := OpenProbe(local)
+	s, err := OpenProbe(local, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestProbeSocketErrors(t *testing.T) {
 		netip.MustParseAddr("::ffff:127.0.0.1"): "want a local address",
 		netip.MustParseAddr("192.0.2.1"):        "192.0.2.1 is not an address of this host",
 	} {
-		if _, err := OpenProbe(addr); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := OpenProbe(addr, true); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("OpenProbe(%v): %v, want %q", addr, err, want)
 		}
 	}

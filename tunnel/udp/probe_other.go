@@ -15,7 +15,7 @@ type ProbeSocket struct{}
 var errNoProbe = fmt.Errorf("datagrams that are not fragmented: %w on this system", errors.ErrUnsupported)
 
 // OpenProbe fails.
-func OpenProbe(local netip.Addr) (*ProbeSocket, error) {
+func OpenProbe(local netip.Addr, _ bool) (*ProbeSocket, error) {
 	return nil, fmt.Errorf("open probe socket on %v: %w", local, errNoProbe)
 }
 
@@ -24,6 +24,9 @@ func (s *ProbeSocket) Local() netip.Addr { return netip.Addr{} }
 
 // Send fails.
 func (s *ProbeSocket) Send(netip.AddrPort, []byte) error { return errNoProbe }
+
+// SendRun fails.
+func (s *ProbeSocket) SendRun(netip.AddrPort, []byte, int) error { return errNoProbe }
 
 // PathMTU fails.
 func (s *ProbeSocket) PathMTU(netip.Addr) (int, error) { return 0, errNoProbe }
