@@ -84,7 +84,8 @@ type Self struct {
 	Engine tunnel.Engine
 	// Underlay is the device peers are reached through.
 	Underlay Underlay
-	// Device is the TUN's name where Engine is userspace.
+	// Device is the TUN's name where Engine is userspace; empty: there is none, and
+	// nothing to program on this host.
 	Device string
 }
 

@@ -68,8 +68,8 @@ func (h host) Firewall() (agent.Driver, error) {
 }
 
 // OpenDatapath implements agent.Host.
-func (h host) OpenDatapath(device string, mtu int, listen []netip.AddrPort) ([]engine.Worker, error) {
+func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
-		Device: device, MTU: mtu, Listen: listen, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
+		Device: want.Device, MTU: want.MTU, Listen: want.Listen, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"time"
 
@@ -67,9 +68,17 @@ type Host interface {
 	Objects() (Driver, error)
 	// Firewall opens the driver of tunnel.Firewall objects.
 	Firewall() (Driver, error)
-	// OpenDatapath opens what the userspace engine works on: a TUN, and sockets
-	// on the local outer addresses, one per family.
-	OpenDatapath(device string, mtu int, listen []netip.AddrPort) ([]engine.Worker, error)
+	// OpenDatapath opens what the userspace engine works on.
+	OpenDatapath(want Datapath) ([]engine.Worker, error)
+}
+
+// Datapath is what the userspace engine works on: a device where inner packets
+// enter and leave, and sockets for outer ones.
+type Datapath struct {
+	Device    string           // TUN name; empty: the host has no device
+	MTU       int              // of the device
+	Addresses []netip.Addr     // inner, of this host itself, one per family
+	Listen    []netip.AddrPort // local outer addresses, one per family
 }
 
 // Config is everything an agent is made of.
@@ -79,7 +88,7 @@ type Config struct {
 	Source  Source
 	Host    Host
 	Engine  string // auto, kernel or userspace
-	Device  string // TUN name
+	Device  string // TUN name; empty: this host has no device, and programs nothing
 
 	Masquerade    bool
 	RandomFully   bool
@@ -89,8 +98,10 @@ type Config struct {
 
 	SubnetFile string // where subnet.env goes
 	Socket     string // local API, a unix socket
-	Health     string // host:port of /healthz, /readyz and /metrics; empty: none
-	Resync     time.Duration
+	// API is what the local API answers beyond status, by path below /v1/.
+	API    map[string]http.Handler
+	Health string // host:port of /healthz, /readyz and /metrics; empty: none
+	Resync time.Duration
 
 	// Status is shared with whoever reports waiting.
 	Status *Tracker
@@ -219,7 +230,10 @@ func (a *Agent) waitUnderlay(ctx context.Context, changes <-chan struct{}) (Oute
 // chooseEngine probes what this host can do, and says why the better way is
 // not taken.
 func (a *Agent) chooseEngine(ctx context.Context) (engine tunnel.Engine, reason string, err error) {
-	if a.Engine == string(tunnel.EngineUserspace) {
+	switch {
+	case a.Device == "":
+		return tunnel.EngineUserspace, "this host has no device", nil
+	case a.Engine == string(tunnel.EngineUserspace):
 		return tunnel.EngineUserspace, "asked for by --engine=userspace", nil
 	}
 	var probe error

@@ -74,6 +74,9 @@ func (a *Agent) localAPI() http.Handler {
 			a.Logger.Debug("answer status", "err", err)
 		}
 	})
+	for path, handler := range a.API {
+		mux.Handle("/v1/"+path, handler)
+	}
 	return mux
 }
 

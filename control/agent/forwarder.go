@@ -52,15 +52,12 @@ func (f *forwarder) Run(ctx context.Context) error {
 
 // runOnce opens everything, runs, and closes everything.
 func (f *forwarder) runOnce(ctx context.Context) error {
-	var mtu int
-	for _, link := range links(plan.Plan(control.Snapshot{}, f.self, f.agent.policy)) {
-		mtu = link.MTU
-	}
-	var listen []netip.AddrPort
+	want := Datapath{Device: f.self.Device, MTU: plan.Plan(control.Snapshot{}, f.self, f.agent.policy).MTU}
 	for _, leg := range f.self.Lease.Legs {
-		listen = append(listen, f.listenAddr(leg))
+		want.Addresses = append(want.Addresses, leg.Subnet.Addr())
+		want.Listen = append(want.Listen, f.listenAddr(leg))
 	}
-	workers, err := f.agent.Host.OpenDatapath(f.self.Device, mtu, listen)
+	workers, err := f.agent.Host.OpenDatapath(want)
 	if err != nil {
 		return err
 	}

@@ -104,16 +104,16 @@ func (h *fakeHost) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {
 func (h *fakeHost) Objects() (Driver, error)  { return fakeDriver{h, false}, nil }
 func (h *fakeHost) Firewall() (Driver, error) { return fakeDriver{h, true}, nil }
 
-func (h *fakeHost) OpenDatapath(_ string, mtu int, listen []netip.AddrPort) ([]engine.Worker, error) {
+func (h *fakeHost) OpenDatapath(want Datapath) ([]engine.Worker, error) {
 	time.Sleep(h.slow)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.engine != nil {
 		return nil, h.engine
 	}
-	device, _ := tunneltest.NewDevices(mtu, tunneltest.AllOffloads())
+	device, _ := tunneltest.NewDevices(want.MTU, tunneltest.AllOffloads())
 	worker := engine.Worker{Device: device}
-	for _, addr := range listen {
+	for _, addr := range want.Listen {
 		worker.Sockets = append(worker.Sockets, tunneltest.NewWire(tunneltest.WireConfig{}).Socket(addr, tunnel.Offloads{}))
 	}
 	return []engine.Worker{worker}, nil

@@ -50,9 +50,12 @@ func (a *Agent) member(ctx context.Context, self control.Self, underlay <-chan s
 	return group.Wait()
 }
 
-// keepers opens the drivers. The firewall has a loop of its own, so that a
+// keepers opens the drivers, none for a host without a device. The firewall has a loop of its own, so that a
 // kernel without nftables still gets its routes.
 func (a *Agent) keepers() ([]keeper, error) {
+	if a.Device == "" {
+		return nil, nil
+	}
 	objects, err := a.Host.Objects()
 	if err != nil {
 		return nil, fmt.Errorf("open host objects: %w", err)
@@ -136,6 +139,23 @@ func (a *Agent) observeUnderlay(ctx context.Context, self *control.Self) (change
 // becomeReady writes subnet.env, which lets pods start, and tells the lease
 // source and systemd once.
 func (a *Agent) becomeReady(ctx context.Context, planned control.Plan, self control.Self) error {
+	if err := a.writeSubnetEnv(planned, self); err != nil {
+		return err
+	}
+	if a.notified {
+		return nil
+	}
+	a.notified = true
+	notifySystemd(ctx, a.Logger, "READY=1")
+	return a.Source.Ready(ctx)
+}
+
+// writeSubnetEnv tells CNI plugins which subnet is this host's. A host without
+// a device has no pods.
+func (a *Agent) writeSubnetEnv(planned control.Plan, self control.Self) error {
+	if self.Device == "" {
+		return nil
+	}
 	env := state.SubnetEnv{Networks: a.policy.Networks, MTU: planned.MTU, IPMasq: a.policy.Masquerade}
 	for _, leg := range self.Lease.Legs {
 		env.Subnets = append(env.Subnets, leg.Subnet)
@@ -146,12 +166,7 @@ func (a *Agent) becomeReady(ctx context.Context, planned control.Plan, self cont
 		}
 		a.subnetEnv = text
 	}
-	if a.notified {
-		return nil
-	}
-	a.notified = true
-	notifySystemd(ctx, a.Logger, "READY=1")
-	return a.Source.Ready(ctx)
+	return nil
 }
 
 // want picks the keeper's objects from the plan.

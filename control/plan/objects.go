@@ -16,9 +16,15 @@ func (b *builder) device(s *side) string {
 	return fmt.Sprintf("%s%d", traits[s.family].device, b.policy.VNI)
 }
 
+// deviceless says that inner packets enter and leave a stack of our own, so that
+// the host's is left alone.
+func (b *builder) deviceless() bool {
+	return b.self.Engine == tunnel.EngineUserspace && b.self.Device == ""
+}
+
 // base returns the objects that a side needs before it has any peer.
 func (b *builder) base(s *side) []keyed {
-	if b.policy.Backend != backendVXLAN {
+	if b.policy.Backend != backendVXLAN || b.deviceless() {
 		return nil
 	}
 	// The TUN, which all families share, has the MTU that pods use: a super-packet
@@ -46,6 +52,12 @@ func (b *builder) base(s *side) []keyed {
 func (b *builder) furnish(s *side) {
 	s.base = b.base(s)
 	b.objects = append(b.objects, s.base...)
+	if b.policy.Backend == backendVXLAN && b.self.Engine == tunnel.EngineUserspace {
+		b.plan.Locals = append(b.plan.Locals, tunnel.Local{Subnet: s.own.Subnet, MAC: s.own.MAC, VNI: b.policy.VNI})
+	}
+	if b.deviceless() {
+		return
+	}
 	if b.policy.Masquerade || b.policy.ForwardRules {
 		b.objects = append(b.objects, key(tunnel.Firewall{
 			Network:     s.network,
@@ -58,15 +70,15 @@ func (b *builder) furnish(s *side) {
 	if b.policy.Blackhole {
 		b.objects = append(b.objects, key(tunnel.Route{Prefix: s.own.Subnet, Blackhole: true}))
 	}
-	if b.policy.Backend == backendVXLAN && b.self.Engine == tunnel.EngineUserspace {
-		b.plan.Locals = append(b.plan.Locals, tunnel.Local{Subnet: s.own.Subnet, MAC: s.own.MAC, VNI: b.policy.VNI})
-	}
 }
 
 // carry returns the objects of one way, without those of its side.
 func (b *builder) carry(l *leg, encap tunnel.Encap) []keyed {
 	if encap == tunnel.EncapDirect {
 		return []keyed{key(tunnel.Route{Prefix: l.Subnet, Via: l.PublicIP, Link: b.self.Underlay.Link})}
+	}
+	if b.deviceless() {
+		return nil
 	}
 	link := b.device(l.side)
 	if b.self.Engine == tunnel.EngineUserspace {

@@ -58,7 +58,7 @@ func (b *builder) reach(h *host) {
 // are the kernel's work whatever the engine.
 func (b *builder) way(l *leg) (way control.Way, reason string) {
 	via, near := b.onLink(l.PublicIP)
-	if near && (b.policy.Direct || b.policy.Backend == backendHostGW) {
+	if near && !b.deviceless() && (b.policy.Direct || b.policy.Backend == backendHostGW) {
 		return control.Way{
 			Subnet:   l.Subnet,
 			Endpoint: netip.AddrPortFrom(l.PublicIP, 0),
@@ -67,6 +67,9 @@ func (b *builder) way(l *leg) (way control.Way, reason string) {
 			MTU:      l.side.outer,
 			Reason:   fmt.Sprintf("%v is on-link on %s (%v)", l.PublicIP, b.self.Underlay.Link, via),
 		}, ""
+	}
+	if b.policy.Backend == backendHostGW && b.deviceless() {
+		return control.Way{}, "host-gw is done by routes, and this host has no device: use vxlan, or a host with a TUN"
 	}
 	if b.policy.Backend == backendHostGW {
 		return control.Way{}, fmt.Sprintf("public address %v is not on-link on %s: host-gw needs all hosts on one layer 2, use vxlan otherwise",
@@ -83,7 +86,10 @@ func (b *builder) way(l *leg) (way control.Way, reason string) {
 		RemoteChecksum: b.self.Engine == tunnel.EngineUserspace && !b.policy.KeepChecksums && l.host.offers.VXLAN.RemoteChecksum,
 		KeepChecksums:  b.policy.KeepChecksums,
 	}
-	if b.policy.Direct {
+	switch {
+	case b.policy.Direct && b.deviceless():
+		way.Reason = "a host without a device routes nothing directly"
+	case b.policy.Direct:
 		way.Reason = fmt.Sprintf("%v is not on-link on %s", l.PublicIP, b.self.Underlay.Link)
 	}
 	return way, ""
