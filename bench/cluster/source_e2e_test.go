@@ -149,6 +149,14 @@ func (h *host) await(ctx context.Context, t *testing.T, what string, good func()
 }
 
 // hosts are the names in the latest Snapshot. h.mu must be held.
+// reason is what the host was told last of why it waits.
+func (h *host) reason() string {
+	if len(h.reasons) == 0 {
+		return ""
+	}
+	return h.reasons[len(h.reasons)-1]
+}
+
 func (h *host) hosts() string {
 	var names []string
 	for _, lease := range h.latest.Leases {
@@ -217,14 +225,14 @@ func TestSource(t *testing.T) {
 			if err := c.StopAPIServer(); err != nil {
 				t.Fatal(err)
 			}
-			a.await(ctx, t, "the outage", func() bool { return strings.Contains(a.reasons[len(a.reasons)-1], "no answer from the API server") })
+			a.await(ctx, t, "the outage", func() bool { return strings.Contains(a.reason(), "no answer from the API server") })
 			if err := c.StartAPIServer(ctx); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.DeleteNode(ctx, "b"); err != nil {
 				t.Fatal(err)
 			}
-			a.await(ctx, t, "b to be gone", func() bool { return a.hosts() == "a" && a.reasons[len(a.reasons)-1] == "" })
+			a.await(ctx, t, "b to be gone", func() bool { return a.hosts() == "a" && a.reason() == "" })
 		})
 	}
 }
