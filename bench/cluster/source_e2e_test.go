@@ -148,8 +148,7 @@ func (h *host) await(ctx context.Context, t *testing.T, what string, good func()
 	}
 }
 
-// hosts are the names in the latest Snapshot. h.mu must be held.
-// reason is what the host was told last of why it waits.
+// reason is what the host was told last of why it waits. h.mu must be held.
 func (h *host) reason() string {
 	if len(h.reasons) == 0 {
 		return ""
@@ -157,6 +156,7 @@ func (h *host) reason() string {
 	return h.reasons[len(h.reasons)-1]
 }
 
+// hosts are the names in the latest Snapshot. h.mu must be held.
 func (h *host) hosts() string {
 	var names []string
 	for _, lease := range h.latest.Leases {
