@@ -1,8 +1,0 @@
-package udp
-
-import "golang.org/x/sys/windows"
-
-const (
-	errnoTooBig    = windows.WSAEMSGSIZE
-	errnoNoBuffers = windows.WSAENOBUFS
-)
