@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -23,21 +24,18 @@ import (
 // api is the few requests weft makes. client-go's clientset would bring the
 // types of every API group with it, and twice the binary.
 type api struct {
-	rest   *rest.RESTClient
-	params runtime.ParameterCodec
-	http   *http.Client
+	rest      *rest.RESTClient
+	discovery *rest.RESTClient // the group of EndpointSlices
+	params    runtime.ParameterCodec
+	http      *http.Client
 }
 
-func newAPI(cfg Config) (api, error) {
-	config, err := restConfig(cfg)
-	if err != nil {
-		return api{}, err
-	}
+// newAPI builds a client; config is its own from then on.
+func newAPI(config *rest.Config) (api, error) {
 	scheme := runtime.NewScheme()
-	if err := corev1.AddToScheme(scheme); err != nil {
+	if err := errors.Join(corev1.AddToScheme(scheme), discoveryv1.AddToScheme(scheme)); err != nil {
 		return api{}, fmt.Errorf("register Kubernetes types: %w", err)
 	}
-	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
 	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -47,15 +45,23 @@ func newAPI(cfg Config) (api, error) {
 	if err != nil {
 		return api{}, fmt.Errorf("build HTTP client: %w", err)
 	}
-	restClient, err := rest.RESTClientForConfigAndClient(config, client)
-	if err != nil {
+	a := api{params: runtime.NewParameterCodec(scheme), http: client}
+	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	if a.rest, err = rest.RESTClientForConfigAndClient(config, client); err != nil {
 		return api{}, fmt.Errorf("build Kubernetes client: %w", err)
 	}
-	return api{rest: restClient, params: runtime.NewParameterCodec(scheme), http: client}, nil
+	config.APIPath, config.GroupVersion = "/apis", &discoveryv1.SchemeGroupVersion
+	if a.discovery, err = rest.RESTClientForConfigAndClient(config, client); err != nil {
+		return api{}, fmt.Errorf("build Kubernetes client: %w", err)
+	}
+	return a, nil
 }
 
 // restConfig finds the API server and the credentials for it.
 func restConfig(cfg Config) (*rest.Config, error) {
+	if cfg.Invite != nil {
+		return cfg.Invite.restConfig()
+	}
 	if cfg.Kubeconfig != "" {
 		rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: cfg.Kubeconfig}
 		var overrides clientcmd.ConfigOverrides
@@ -127,8 +133,13 @@ func (a api) listNodes(ctx context.Context, options metav1.ListOptions) (*corev1
 }
 
 func (a api) watchNodes(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	return a.watch(ctx, a.nodes(http.MethodGet), options)
+}
+
+// watch opens the watch or streaming list that request begins.
+func (a api) watch(ctx context.Context, request *rest.Request, options metav1.ListOptions) (watch.Interface, error) {
 	options.Watch = true
-	stream, err := a.nodes(http.MethodGet).VersionedParams(&options, a.params).Watch(ctx)
+	stream, err := request.VersionedParams(&options, a.params).Watch(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,8 @@ type Config struct {
 	Prefix string
 	// NetConfPath is the file that holds net-conf.json.
 	NetConfPath string
+	// Invite, if not nil, stands for all of the above: this host is a guest.
+	Invite *Invite
 	// SetNetworkUnavailable lets Ready set the Node's NetworkUnavailable
 	// condition to False.
 	SetNetworkUnavailable bool
@@ -70,6 +72,9 @@ type Source struct {
 
 // New checks cfg and builds a client. It does not talk to the API server.
 func New(cfg Config) (*Source, error) {
+	if cfg.Invite != nil {
+		cfg.NodeName, cfg.Prefix = cfg.Invite.Node, cfg.Invite.Prefix
+	}
 	if cfg.Prefix == "" {
 		cfg.Prefix = string(lease.DefaultPrefix)
 	}
@@ -84,7 +89,11 @@ func New(cfg Config) (*Source, error) {
 		cfg.Waiting = func(string) {}
 	}
 	routeClientLogs(cfg.Logger)
-	client, err := newAPI(cfg)
+	config, err := restConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	client, err := newAPI(config)
 	if err != nil {
 		return nil, err
 	}
@@ -99,10 +108,15 @@ func (s *Source) Close() error {
 	return nil
 }
 
-// NetConf waits until the file holds a valid network configuration.
+// NetConf waits until the file holds a valid network configuration. That of a
+// guest came with the invite.
 func (s *Source) NetConf(ctx context.Context) (netconf.Config, error) {
 	var config netconf.Config
 	err := s.retry(ctx, topicNetConf, func(context.Context) (err error) {
+		if s.cfg.Invite != nil {
+			config, err = netconf.Parse(s.cfg.Invite.NetConf)
+			return err
+		}
 		config, err = readNetConf(s.cfg.NetConfPath)
 		return err
 	})
@@ -163,6 +177,7 @@ const (
 	topicWatch
 	topicNodes
 	topicOwn
+	topicServices
 	topics
 )
 

@@ -79,42 +79,47 @@ func (s *Source) deliver(ctx context.Context, deliver func(control.Snapshot)) er
 func (s *Source) list(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 	list, err := s.api.listNodes(ctx, options)
 	if err != nil {
-		s.lost("list Nodes", err)
+		s.lost(topicWatch, "list Nodes", err)
 		return nil, err
 	}
 	s.waiting(topicWatch, "")
 	return list, nil
 }
 
-// watch opens a watch or a streaming list. While the API server cannot be
+// watch opens a watch or a streaming list of Nodes.
+func (s *Source) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+	return s.openWatch(ctx, topicWatch, "watch Nodes", func() (watch.Interface, error) { return s.api.watchNodes(ctx, options) })
+}
+
+// openWatch opens a watch for a Reflector. While the API server cannot be
 // reached it tries on by itself: the Reflector would not hear of ctx while it
 // waits, and would then ask for a whole list.
-func (s *Source) watch(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+func (s *Source) openWatch(ctx context.Context, about topic, what string, open func() (watch.Interface, error)) (watch.Interface, error) {
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
-		stream, err := s.api.watchNodes(ctx, options)
+		stream, err := open()
 		if err == nil {
-			s.waiting(topicWatch, "")
+			s.waiting(about, "")
 			return stream, nil
 		}
 		var answer apierrors.APIStatus
 		if errors.As(err, &answer) && !apierrors.IsTooManyRequests(err) {
 			// Expired versions and servers without streaming lists are routine.
 			if !apierrors.IsResourceExpired(err) && !apierrors.IsGone(err) && !apierrors.IsInvalid(err) {
-				s.lost("watch Nodes", err)
+				s.lost(about, what, err)
 			}
 			return nil, err
 		}
-		s.lost("watch Nodes", err)
+		s.lost(about, what, err)
 		if err := pause(ctx, delay(err, wait)); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// lost reports why there is no news of other hosts.
-func (s *Source) lost(what string, err error) {
+// lost reports why there is no news.
+func (s *Source) lost(about topic, what string, err error) {
 	if !errors.Is(err, context.Canceled) {
-		s.waiting(topicWatch, what+": "+plain(err))
+		s.waiting(about, what+": "+plain(err))
 	}
 }
 
