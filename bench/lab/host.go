@@ -223,6 +223,20 @@ func (h *Host) NewNamespace(name string) (*Namespace, error) {
 	return h.addNamespace(name)
 }
 
+// Adopt makes a Namespace on the host of a network namespace that a program has
+// made, such as /proc/PID/ns/net. Programs in it see the host's files.
+func (h *Host) Adopt(name, path string) (*Namespace, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	handles, err := h.adopt(path)
+	if err != nil {
+		return nil, fmt.Errorf("adopt namespace %s on host %s: %w", name, h.name, err)
+	}
+	ns := &Namespace{name: name, path: path, handles: handles}
+	h.namespaces = append(h.namespaces, ns)
+	return ns, nil
+}
+
 func (h *Host) addNamespace(name string) (*Namespace, error) {
 	if name == "" || strings.ContainsAny(name, "/ ") {
 		return nil, fmt.Errorf("make namespace %q on host %s: not a file name", name, h.name)

@@ -19,6 +19,7 @@ type handles struct{}
 
 func newHandles(string) (handles, error)      { return handles{}, errNoLab }
 func (handles) inner(string) (handles, error) { return handles{}, errNoLab }
+func (handles) adopt(string) (handles, error) { return handles{}, errNoLab }
 func (handles) do(func() error) error         { return errNoLab }
 func (handles) release() error                { return nil }
 func (handles) command(context.Context, string, ...string) *exec.Cmd {

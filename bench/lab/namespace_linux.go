@@ -7,13 +7,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/tunnel/userns"
 )
 
 // handles keeps namespaces alive and is the way into them.
@@ -22,23 +23,6 @@ type handles struct {
 }
 
 func (h handles) files() []*os.File { return []*os.File{h.net, h.uts, h.mnt} }
-
-// onThread runs f on a thread that is thrown away afterwards.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// The main thread is never thrown away, and /proc/self is its view.
-			err := onThread(f)
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		done <- f() // ends locked, and the thread with it
-	}()
-	return <-done
-}
 
 // setNamespaces moves the calling thread, which must be locked.
 func setNamespaces(files []*os.File) error {
@@ -55,7 +39,7 @@ func setNamespaces(files []*os.File) error {
 
 // newHandles makes a network, mount and UTS namespace.
 func newHandles(hostname string) (h handles, err error) {
-	err = onThread(func() error {
+	err = userns.OnThread(func() error {
 		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS); err != nil {
 			return fmt.Errorf("make namespaces: %w", explain(err))
 		}
@@ -75,11 +59,35 @@ func newHandles(hostname string) (h handles, err error) {
 	return h, err
 }
 
+// adopt makes handles of a network namespace that is there already, in the same
+// mount and UTS namespace.
+func (h handles) adopt(path string) (handles, error) {
+	adopted := handles{}
+	var err error
+	if adopted.net, err = os.Open(path); err != nil {
+		return handles{}, err
+	}
+	if adopted.uts, err = duplicate(h.uts); err == nil {
+		adopted.mnt, err = duplicate(h.mnt)
+	}
+	if err != nil {
+		return handles{}, errors.Join(err, adopted.close())
+	}
+	return adopted, nil
+}
+
+func duplicate(file *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), file.Name()), nil
+}
+
 // inner makes a network namespace in the same mount and UTS namespace and
 // binds it to path there.
-func (h handles) inner(path string) (handles, error) {
-	inner := handles{uts: h.uts, mnt: h.mnt}
-	err := h.do(func() (err error) {
+func (h handles) inner(path string) (inner handles, err error) {
+	err = h.do(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make network namespace: %w", err)
 		}
@@ -94,21 +102,14 @@ func (h handles) inner(path string) (handles, error) {
 		if err := prepareEmpty(); err != nil {
 			return err
 		}
-		for file, have := range map[**os.File]*os.File{&inner.uts: h.uts, &inner.mnt: h.mnt} {
-			fd, err := unix.FcntlInt(have.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			*file = os.NewFile(uintptr(fd), have.Name())
-		}
-		inner.net, err = os.Open(path)
+		inner, err = h.adopt(path)
 		return err
 	})
 	return inner, err
 }
 
 func (h handles) do(f func() error) error {
-	return onThread(func() error {
+	return userns.OnThread(func() error {
 		if err := setNamespaces(h.files()); err != nil {
 			return err
 		}

@@ -23,8 +23,6 @@ import (
 	"github.com/weft-net/weft/tunnel/underlay"
 )
 
-const defaultRunDir = "/run/weft"
-
 // options are the agent's flags: flanneld's, by their names, and our own.
 type options struct {
 	etcdEndpoints, etcdPrefix               string
@@ -49,6 +47,7 @@ type options struct {
 	workers                                 int
 	offload                                 map[string]string
 	logFormat, logLevel                     string
+	rootless                                rootless
 }
 
 func agentCommand() *cobra.Command {
@@ -84,7 +83,8 @@ func (o *options) register(f *pflag.FlagSet) {
 		"tso, uso: TCP and UDP super-packets of the TUN; gso, gro: runs of datagrams sent and received;\n"+
 		"checksum: inner checksums left to peers. on: though the kernel's version or a probe speaks against it")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
-	f.StringVar(&o.runDir, "run-dir", defaultRunDir, "directory of the local API socket")
+	o.registerRootless(f)
+	f.StringVar(&o.runDir, "run-dir", defaultRunDir(), "directory of the local API socket")
 	f.StringVar(&o.socket, "socket", "", "local API socket (default RUN-DIR/weft.sock)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -99,7 +99,7 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.ifaces, "iface", nil, "interface name or IP for traffic between hosts; repeatable, first match wins")
 	f.StringSliceVar(&o.ifaceRegex, "iface-regex", nil, "regular expression on IPs, then on names; repeatable, tried after --iface")
 	f.StringVar(&o.ifaceCanReach, "iface-can-reach", "", "use the interface this IP is routed through; tried last")
-	f.StringVar(&o.subnetFile, "subnet-file", "/run/flannel/subnet.env", "where to write the subnet for CNI")
+	f.StringVar(&o.subnetFile, "subnet-file", defaultSubnetFile(), "where to write the subnet for CNI")
 	f.StringVar(&o.publicIP, "public-ip", "", "IPv4 address published to other hosts")
 	f.StringVar(&o.publicIPv6, "public-ipv6", "", "IPv6 address published to other hosts")
 	f.IntVar(&o.renewMargin, "subnet-lease-renew-margin", 60, "minutes before expiry at which an etcd lease is renewed (1 to 1439)")
@@ -156,7 +156,11 @@ func runAgent(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	host, err := newHost(hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads})
+	inner, err := o.enterRootless(ctx, logger)
+	if err != nil {
+		return err
+	}
+	host, err := newHost(hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads, Inner: inner})
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func cleanupCommand() *cobra.Command {
 		},
 	}
 	command.Flags().BoolVar(&dryRun, "dry-run", false, "only print what would be removed")
-	command.Flags().StringVar(&runDir, "run-dir", defaultRunDir, "directory of the local API socket")
-	command.Flags().StringVar(&subnetFile, "subnet-file", "/run/flannel/subnet.env", "the subnet file to remove")
+	command.Flags().StringVar(&runDir, "run-dir", defaultRunDir(), "directory of the local API socket")
+	command.Flags().StringVar(&subnetFile, "subnet-file", defaultSubnetFile(), "the subnet file to remove")
 	return command
 }

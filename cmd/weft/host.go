@@ -7,6 +7,7 @@ import (
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/underlay"
+	"github.com/weft-net/weft/tunnel/userns"
 )
 
 // tunName is the TUN of the userspace engine.
@@ -20,6 +21,8 @@ type hostConfig struct {
 	// Workers and Offloads are of the userspace engine.
 	Workers  int
 	Offloads datapath.Offloads
+	// Inner is the network namespace to program; nil: that of the process.
+	Inner *userns.Inner
 }
 
 // request completes the flags with what the lease source knows: an address the

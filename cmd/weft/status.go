@@ -37,7 +37,7 @@ func statusCommand() *cobra.Command {
 		},
 	}
 	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	command.Flags().StringVar(&socket, "socket", defaultRunDir+"/weft.sock", "the agent's unix socket")
+	command.Flags().StringVar(&socket, "socket", defaultRunDir()+"/weft.sock", "the agent's unix socket")
 	return command
 }
 

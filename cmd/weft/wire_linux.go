@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 
 	"github.com/weft-net/weft/control"
@@ -25,6 +26,9 @@ func (h host) Underlay(ctx context.Context, recall control.Recall, networks []ne
 	if err != nil {
 		return agent.Outer{}, err
 	}
+	if h.Inner != nil {
+		choice.OnLink = nil // no device of the host is where the routes are
+	}
 	return agent.Outer{
 		Underlay: control.Underlay{Link: choice.Link, MTU: choice.MTU, Addrs: choice.Addrs, OnLink: choice.OnLink},
 		Public:   choice.Public,
@@ -37,9 +41,15 @@ func (h host) UnderlayChanges(ctx context.Context) <-chan struct{} {
 	return underlay.Watch(ctx, h.Logger)
 }
 
+// errRootlessKernel is why a rootless host has the userspace engine.
+var errRootlessKernel = errors.New("rootless: a VXLAN device in the containers' network namespace cannot reach the host's wire")
+
 // KernelVXLAN implements agent.Host.
 func (h host) KernelVXLAN(ctx context.Context) error {
-	driver, err := kernel.Open(kernel.Config{Logger: h.Logger, TUN: h.TUN})
+	if h.Inner != nil {
+		return errRootlessKernel
+	}
+	driver, err := h.kernel()
 	if err != nil {
 		return err
 	}
@@ -49,7 +59,7 @@ func (h host) KernelVXLAN(ctx context.Context) error {
 
 // ExistingMAC implements agent.Host.
 func (h host) ExistingMAC(want tunnel.Link) (tunnel.MAC, bool, error) {
-	driver, err := kernel.Open(kernel.Config{Logger: h.Logger, TUN: h.TUN})
+	driver, err := h.kernel()
 	if err != nil {
 		return tunnel.MAC{}, false, err
 	}
@@ -58,18 +68,37 @@ func (h host) ExistingMAC(want tunnel.Link) (tunnel.MAC, bool, error) {
 }
 
 // Objects implements agent.Host.
-func (h host) Objects() (agent.Driver, error) {
-	return kernel.Open(kernel.Config{Logger: h.Logger, TUN: h.TUN})
+func (h host) Objects() (agent.Driver, error) { return h.kernel() }
+
+func (h host) kernel() (driver *kernel.Driver, err error) {
+	err = h.inside(func() (err error) {
+		driver, err = kernel.Open(kernel.Config{Logger: h.Logger, TUN: h.TUN})
+		return err
+	})
+	return driver, err
 }
 
 // Firewall implements agent.Host.
 func (h host) Firewall() (agent.Driver, error) {
-	return guard.Open(guard.Config{Logger: h.Logger})
+	var driver *guard.Driver
+	err := h.inside(func() (err error) {
+		driver, err = guard.Open(guard.Config{Logger: h.Logger})
+		return err
+	})
+	return driver, err
+}
+
+// inside runs f in the network namespace to program. What f opens stays there.
+func (h host) inside(f func() error) error {
+	if h.Inner == nil {
+		return f()
+	}
+	return h.Inner.Do(f)
 }
 
 // OpenDatapath implements agent.Host.
 func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
-		Device: want.Device, MTU: want.MTU, Listen: want.Listen, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
+		Device: want.Device, MTU: want.MTU, Listen: want.Listen, Workers: h.Workers, Offloads: h.Offloads, Inside: h.inside, Logger: h.Logger,
 	})
 }

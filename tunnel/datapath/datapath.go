@@ -35,6 +35,9 @@ type Config struct {
 	// the port that is listened on also sends.
 	SendSockets int
 	Offloads    Offloads
+	// Inside runs what opens the TUN in the network namespace that it is to be in;
+	// nil: in that of the calling thread, as the sockets. Linux only.
+	Inside func(func() error) error
 	// Logger is told what could not be had.
 	Logger *slog.Logger
 }
@@ -47,7 +50,8 @@ type Offloads struct {
 	GRO tunnel.Switch // runs of datagrams received
 }
 
-// Open opens everything in the network namespace of the calling thread.
+// Open opens everything in the network namespace of the calling thread, but for
+// what Inside is there for.
 func Open(config Config) ([]engine.Worker, error) {
 	config, err := config.withDefaults()
 	if err != nil {
@@ -75,6 +79,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.SendSockets == 0 {
 		c.SendSockets = DefaultSendSockets
+	}
+	if c.Inside == nil {
+		c.Inside = func(f func() error) error { return f() }
 	}
 	return c, nil
 }

@@ -15,9 +15,13 @@ func open(config Config) (opened []engine.Worker, err error) {
 	if count == 0 {
 		count = workers(runtime.NumCPU())
 	}
-	queues, err := tundev.OpenQueues(tundev.Config{
-		Name: config.Device, MTU: config.MTU, Queues: count, Polled: true,
-		TSO: config.Offloads.TSO, USO: config.Offloads.USO, Logger: config.Logger,
+	var queues []*tundev.Device
+	err = config.Inside(func() (err error) {
+		queues, err = tundev.OpenQueues(tundev.Config{
+			Name: config.Device, MTU: config.MTU, Queues: count, Polled: true,
+			TSO: config.Offloads.TSO, USO: config.Offloads.USO, Logger: config.Logger,
+		})
+		return err
 	})
 	if err != nil {
 		return nil, err

@@ -51,14 +51,27 @@ func setHeaderSize(fd int) error {
 	return nil
 }
 
+// Usable says why this user cannot make a TUN, whatever the rights in a network
+// namespace; nil if that alone would do.
+func Usable() error {
+	fd, err := unix.Open(node, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return openError(err)
+	}
+	if err := unix.Close(fd); err != nil {
+		return fmt.Errorf("close %s: %w", node, err)
+	}
+	return nil
+}
+
 // openError adds to an error of opening the node what to do about it.
 func openError(err error) error {
 	cure := map[error]string{
-		unix.ENOENT: "the node is missing: modprobe tun, or mkdir -p /dev/net && mknod -m 0666 " + node + " c 10 200",
+		unix.ENOENT: "the node is missing: modprobe tun, or mkdir -p /dev/net && mknod -m 0666 " + node + " c 10 200; in a container: --device " + node,
 		unix.ENODEV: "the kernel has no TUN driver: modprobe tun",
 		unix.ENXIO:  "the kernel has no TUN driver: modprobe tun",
-		unix.EACCES: "this user may not open it: chmod 0666 " + node + ", or run as root",
-		unix.EPERM:  "the device rules of this container forbid it: allow character device 10:200",
+		unix.EACCES: "this user may not open it: chmod 0666 " + node + " (to last: KERNEL==\"tun\", MODE=\"0666\" in /etc/udev/rules.d), or run as root",
+		unix.EPERM:  "the device rules of this container forbid it: allow character device 10:200, or --device " + node,
 	}[err]
 	return withCure("open "+node, cure, err)
 }

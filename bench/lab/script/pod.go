@@ -16,6 +16,7 @@ import (
 var podCommands = map[string]Command{
 	"pod":   addPod,
 	"unpod": removePod,
+	"adopt": adoptPod,
 }
 
 // plainCNI is the configuration used when a script has none of its own.
@@ -110,6 +111,34 @@ func (r *Run) cni(verb, host string, pod *lab.Namespace) ([]byte, error) {
 		return nil, fmt.Errorf("CNI %s: %w: %s", verb, err, out.Bytes())
 	}
 	return out.Bytes(), nil
+}
+
+// adoptPod makes a pod of a network namespace that a program of the script has
+// made and attached.
+func adoptPod(run *Run, args []string) error {
+	if len(args) != 3 {
+		return usage("adopt HOST NAME FILE")
+	}
+	host, err := run.Host(args[0])
+	if err != nil {
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(run.work, args[2]))
+	if err != nil {
+		return err
+	}
+	pid, result, _ := bytes.Cut(text, []byte("\n"))
+	addrs, err := parseCNIResult(result)
+	if err != nil {
+		return err
+	}
+	key := args[0] + "/" + args[1]
+	if run.pods[key], err = host.Adopt(args[1], fmt.Sprintf("/proc/%s/ns/net", pid)); err != nil {
+		delete(run.pods, key)
+		return err
+	}
+	run.podAddrs[key] = addrs
+	return nil
 }
 
 func parseCNIResult(text []byte) (addrs []netip.Addr, err error) {

@@ -46,6 +46,8 @@
 //	pod HOST NAME [ADDRESS/LEN...]           with addresses: a bare pod; without: by $WEFT_CNI_BIN, with
 //	                                         cni.json of the script, or a minimal configuration
 //	unpod HOST NAME                          CNI DEL
+//	adopt HOST NAME FILE                     a pod that a program made: FILE is the number of a process in it, and
+//	                                         the result of CNI ADD
 //	ping PLACE TARGET [count=N] [size=BYTES] [df] [timeout=10s]
 //	                                         ICMP to every address of TARGET in the families that PLACE
 //	                                         has, each until it answers; with !, none may answer count (3) requests
