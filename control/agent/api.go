@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,27 +20,12 @@ import (
 // statusPath is the local API's one resource.
 const statusPath = "/v1/status"
 
-// listenLocal binds the unix socket, which is also the lock that keeps two
-// agents of one host apart. Only the owner may connect.
-func listenLocal(ctx context.Context, path string) (net.Listener, error) {
+// refuseSecond fails where an agent answers at a socket already.
+func refuseSecond(ctx context.Context, path string) error {
 	if _, err := FetchStatus(ctx, path); err == nil {
-		return nil, fmt.Errorf("listen on %s: another agent is running there; stop it, or choose another --run-dir", path)
+		return fmt.Errorf("listen on %s: another agent is running there; stop it, or choose another --run-dir", path)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, fmt.Errorf("make run directory: %w", err)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove stale socket: %w", err)
-	}
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(fmt.Errorf("restrict %s: %w", path, err), listener.Close())
-	}
-	return listener, nil
+	return nil
 }
 
 // listenHealth binds the health and metrics address.
@@ -102,16 +86,13 @@ func (a *Agent) healthAPI() http.Handler {
 	return mux
 }
 
-// FetchStatus asks the agent behind the unix socket how it stands.
+// FetchStatus asks the agent whose Config.Socket is socket how it stands.
 func FetchStatus(ctx context.Context, socket string) (Status, error) {
 	client := http.Client{
 		Timeout: 5 * time.Second,
 		Transport: &http.Transport{
 			DisableKeepAlives: true,
-			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-				var dialer net.Dialer
-				return dialer.DialContext(ctx, "unix", socket)
-			},
+			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return DialLocal(ctx, socket) },
 		},
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weft"+statusPath, nil)

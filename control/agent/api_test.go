@@ -1,15 +1,10 @@
 package agent
 
 import (
-	"context"
-	"errors"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -56,45 +51,4 @@ func TestHealth(t *testing.T) {
 			t.Errorf("/metrics lacks %q:\n%s", want, metrics)
 		}
 	}
-}
-
-// TestLocalSocket: one agent per socket, only for its owner, and what a killed
-// agent left is replaced.
-func TestLocalSocket(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "run", "weft.sock")
-	if _, err := FetchStatus(t.Context(), path); err == nil {
-		t.Fatal("nobody answered")
-	}
-	listener, err := listenLocal(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("socket mode %v, %v", info.Mode(), err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- serve(ctx, listener, quietAgent().localAPI()) }()
-	status, err := FetchStatus(ctx, path)
-	if err != nil || status.Host != "a" || status.State != StateWaiting {
-		t.Errorf("status %+v, %v", status, err)
-	}
-	if _, err := listenLocal(ctx, path); err == nil || !strings.Contains(err.Error(), "another agent is running") {
-		t.Errorf("second agent: %v", err)
-	}
-	stop()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("serve ends with %v", err)
-	}
-	stale, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	stale.SetUnlinkOnClose(false)
-	stale.Close()
-	again, err := listenLocal(t.Context(), path)
-	if err != nil {
-		t.Fatalf("after a killed agent: %v", err)
-	}
-	again.Close()
 }

@@ -24,7 +24,11 @@ import (
 	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain passes over the one goroutine that serves all named pipes of a
+// Windows process for good.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("golang.zx2c4.com/wireguard/ipc/namedpipe.ioCompletionProcessor"))
+}
 
 // fakeSource leases 10.244.1.0/24 and delivers what the test puts into it.
 type fakeSource struct {
