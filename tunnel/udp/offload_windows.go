@@ -28,7 +28,7 @@ func cutsRuns(is4 bool) error {
 	if err != nil {
 		return fmt.Errorf("open socket to test it: %w", err)
 	}
-	defer windows.Closesocket(fd)
+	defer func() { _ = windows.Closesocket(fd) }()
 	if _, err := windows.GetsockoptInt(fd, windows.IPPROTO_UDP, windows.UDP_SEND_MSG_SIZE); err != nil {
 		return fmt.Errorf("UDP_SEND_MSG_SIZE: %w", err)
 	}

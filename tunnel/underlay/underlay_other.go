@@ -1,4 +1,4 @@
-//go:build !linux
+//go:build !linux && !windows
 
 package underlay
 
@@ -16,28 +16,16 @@ import (
 // the source address of a connection that is never used tells the default
 // route's interface.
 func Observe(ctx context.Context) (Facts, error) {
-	interfaces, err := net.Interfaces()
+	facts, err := observeLinks()
 	if err != nil {
-		return Facts{}, fmt.Errorf("observe interfaces: %w", err)
+		return Facts{}, err
 	}
-	var facts Facts
-	for _, i := range interfaces {
-		link := Link{Name: i.Name, Index: i.Index, MTU: i.MTU, Up: i.Flags&net.FlagUp != 0}
-		addrs, err := i.Addrs()
-		if err != nil {
-			return Facts{}, fmt.Errorf("observe addresses of %s: %w", i.Name, err)
-		}
-		for _, a := range addrs {
-			prefix, err := netip.ParsePrefix(a.String())
-			if err != nil {
-				continue // neither IPv4 nor IPv6
-			}
-			link.Addrs = append(link.Addrs, Addr{Prefix: prefix, Permanent: true})
-			if link.Up {
-				facts.Routes = append(facts.Routes, Route{Prefix: prefix.Masked(), Link: i.Name})
+	for _, l := range facts.Links {
+		for _, a := range l.Addrs {
+			if l.Up {
+				facts.Routes = append(facts.Routes, Route{Prefix: a.Prefix.Masked(), Link: l.Name})
 			}
 		}
-		facts.Links = append(facts.Links, link)
 	}
 	for _, far := range []string{"192.0.2.1", "2001:db8::1"} { // RFC 5737, RFC 3849: nobody's
 		addr := netip.MustParseAddr(far)
