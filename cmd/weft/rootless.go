@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -40,25 +41,51 @@ func (r rootless) wanted(device string) bool {
 // needs none can still be had.
 var errNoTUN = errors.New("no TUN for an ordinary user")
 
-// enter leads a process that is to run without rights into the user namespace
-// where it has some: the process runs argv again there, with more arguments,
-// and this function does not return. Else it returns the network namespace to
-// program, which is nil where that is the host's. The error wraps errNoTUN
-// where the machine is in the way.
-func (r rootless) enter(ctx context.Context, runDir, device string, more []string, logger *slog.Logger) (*userns.Inner, error) {
+// enterRootless leads an agent that is to run without rights into the user
+// namespace where it has some: the program runs again there, and this function
+// does not return. Else it returns the network namespace to program, which is
+// nil where that is the host's. The error wraps errNoTUN where the machine is
+// in the way.
+func (o *options) enterRootless(ctx context.Context, logger *slog.Logger) (*userns.Inner, error) {
 	inner, err := userns.Inside()
-	if err != nil || inner != nil || !r.wanted(device) {
-		return inner, err
-	}
-	if device == "kernel" || device == "netstack" {
-		return nil, usageError{fmt.Errorf("--rootless does not go with --device=%s: leave one of them out", device)}
+	switch {
+	case err != nil:
+		return nil, err
+	case inner != nil:
+		logger.Info("rootless: sockets are in the host's network namespace; TUN, routes and pods in another",
+			"socket", o.socket, "subnet_file", o.subnetFile)
+		return inner, nil
+	case !o.rootless.wanted(o.device):
+		return nil, nil
+	case o.device == "kernel" || o.device == "netstack":
+		return nil, usageError{fmt.Errorf("--rootless does not go with --device=%s: leave one of them out", o.device)}
 	}
 	if err := usableTUN(); err != nil {
 		return nil, fmt.Errorf("rootless: %w: %w", errNoTUN, err)
 	}
+	return nil, o.rootless.enter(ctx, o.runDir, []string{"--socket=" + o.socket, "--subnet-file=" + o.subnetFile}, logger)
+}
+
+// enterAgain is the same for what comes after the agent, and makes no
+// namespace. Nothing says that there is none to look into.
+func (r rootless) enterAgain(ctx context.Context, runDir, subnetFile string, logger *slog.Logger) (inner *userns.Inner, nothing bool, err error) {
+	if inner, err = userns.Inside(); err != nil || inner != nil {
+		return inner, false, err
+	}
+	if r.netns == "" {
+		if _, err := userns.Holder(runDir); err != nil {
+			return nil, r.wanted("auto"), nil
+		}
+	}
+	return nil, false, r.enter(ctx, runDir, []string{"--subnet-file=" + subnetFile}, logger)
+}
+
+// enter runs the program again in the namespaces, and returns only if that
+// fails. This user is root there, so that the default paths have to be told.
+func (r rootless) enter(ctx context.Context, runDir string, more []string, logger *slog.Logger) error {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("rootless: find this program: %w", err)
+		return fmt.Errorf("rootless: find this program: %w", err)
 	}
 	namespaces, err := userns.Open(ctx, userns.Config{
 		Dir: runDir, Netns: r.netns, Hold: []string{self, "netns", holdCommand}, Logger: logger,
@@ -67,23 +94,11 @@ func (r rootless) enter(ctx context.Context, runDir, device string, more []strin
 		err = fmt.Errorf("%w: %w", errNoTUN, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("rootless: %w", err)
+		return fmt.Errorf("rootless: %w", err)
 	}
-	err = namespaces.Enter(append(append([]string{self}, os.Args[1:]...), more...), os.Environ())
-	return nil, errors.Join(fmt.Errorf("rootless: %w", err), namespaces.Close())
-}
-
-// enterRootless is enter for the agent. In the user namespace this user is
-// root, so that the default paths are told.
-func (o *options) enterRootless(ctx context.Context, logger *slog.Logger) (*userns.Inner, error) {
-	inner, err := o.rootless.enter(ctx, o.runDir, o.device, []string{
-		"--run-dir=" + o.runDir, "--socket=" + o.socket, "--subnet-file=" + o.subnetFile,
-	}, logger)
-	if inner != nil {
-		logger.Info("rootless: sockets are in the host's network namespace; TUN, routes and pods in another",
-			"socket", o.socket, "subnet_file", o.subnetFile, "enter_by", "weft netns exec -- COMMAND")
-	}
-	return inner, err
+	argv := slices.Concat([]string{self}, os.Args[1:], []string{"--run-dir=" + runDir}, more)
+	err = namespaces.Enter(argv, os.Environ())
+	return errors.Join(fmt.Errorf("rootless: %w", err), namespaces.Close())
 }
 
 // Directories of an agent, and of one that an ordinary user runs.
