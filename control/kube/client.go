@@ -106,7 +106,7 @@ func (a api) node(ctx context.Context, name string) (*corev1.Node, error) {
 	node := new(corev1.Node)
 	err := a.nodes(http.MethodGet).Name(name).Do(ctx).Into(node)
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("there is no Node %q: either its kubelet has not registered it yet, or --node-name is wrong", name)
+		return nil, fmt.Errorf("%w %q: either its kubelet has not registered it yet, or --node-name is wrong", errNoNode, name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get Node %s: %w", name, err)
@@ -150,6 +150,8 @@ func (a api) watch(ctx context.Context, request *rest.Request, options metav1.Li
 	}
 	return stream, nil
 }
+
+var errNoNode = errors.New("there is no Node")
 
 var errNoAnswer = errors.New("the connection was closed without an answer")
 

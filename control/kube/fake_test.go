@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
@@ -28,6 +29,7 @@ type fakeServer struct {
 	mu      sync.Mutex
 	nodes   map[string]*corev1.Node
 	pods    map[string]*corev1.Pod
+	leases  map[string]*coordinationv1.Lease
 	version int
 	events  []fakeEvent // all, oldest first
 	moved   chan struct{}
@@ -36,6 +38,7 @@ type fakeServer struct {
 
 	oldest     int  // events up to this version are forgotten: a watch from before gets 410
 	down       bool // connections are cut
+	revoked    bool // the token is refused
 	noStreams  bool // streaming lists are refused, as by servers without the feature
 	failPatch  int  // so many patches are refused
 	hideAll    bool // lists hold nothing
@@ -49,15 +52,21 @@ type fakeEvent struct {
 }
 
 func newFakeServer(t *testing.T) *fakeServer {
-	f := &fakeServer{t: t, nodes: map[string]*corev1.Node{}, pods: map[string]*corev1.Pod{}, version: 100, oldest: 100, moved: make(chan struct{})}
+	f := &fakeServer{t: t, nodes: map[string]*corev1.Node{}, pods: map[string]*corev1.Pod{}, leases: map[string]*coordinationv1.Lease{}, version: 100, oldest: 100, moved: make(chan struct{})}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /api/v1/nodes", f.listOrWatch)
 	mux.HandleFunc("GET /api/v1/nodes/{name}", f.getNode)
 	mux.HandleFunc("PATCH /api/v1/nodes/{name}/status", f.patchNode)
 	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods/{name}", f.getPod)
+	mux.HandleFunc("GET /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}", f.getLease)
+	mux.HandleFunc("PUT /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}", f.putLease)
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if f.isDown() {
 			panic(http.ErrAbortHandler)
+		}
+		if f.isRevoked() {
+			f.refuse(w, http.StatusUnauthorized, metav1.StatusReasonUnauthorized, "Unauthorized")
+			return
 		}
 		mux.ServeHTTP(w, r)
 	}))
@@ -72,6 +81,12 @@ func (f *fakeServer) isDown() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.down
+}
+
+func (f *fakeServer) isRevoked() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.revoked
 }
 
 // change runs do and wakes every watch.
@@ -131,6 +146,24 @@ func (f *fakeServer) get(name string) *corev1.Node {
 	return f.nodes[name].DeepCopy()
 }
 
+// await waits until good holds, which it asks after every change.
+func (f *fakeServer) await(t *testing.T, what string, good func() bool) {
+	t.Helper()
+	for {
+		f.mu.Lock()
+		moved := f.moved
+		f.mu.Unlock()
+		if good() {
+			return
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatalf("still waiting for %s", what)
+		case <-moved:
+		}
+	}
+}
+
 func (f *fakeServer) sentPatches() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -171,6 +204,45 @@ func (f *fakeServer) getPod(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	f.encode(w, pod)
+}
+
+func (f *fakeServer) getLease(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	held := f.leases[r.PathValue("name")]
+	if held == nil {
+		f.refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound, "leases not found")
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	f.encode(w, held)
+}
+
+// putLease stores a Lease over the version that was read, and no other.
+func (f *fakeServer) putLease(w http.ResponseWriter, r *http.Request) {
+	sent := &coordinationv1.Lease{}
+	if err := json.NewDecoder(r.Body).Decode(sent); err != nil {
+		f.t.Error(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if held := f.leases[r.PathValue("name")]; held == nil || held.ResourceVersion != sent.ResourceVersion {
+		f.refuse(w, http.StatusConflict, metav1.StatusReasonConflict, "the object has been modified")
+		return
+	}
+	f.version++
+	sent.ResourceVersion = strconv.Itoa(f.version)
+	f.leases[sent.Name] = sent
+	f.wake()
+	w.Header().Set("Content-Type", "application/json")
+	f.encode(w, sent)
+}
+
+// lease is the Lease as it is now.
+func (f *fakeServer) lease(name string) *coordinationv1.Lease {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.leases[name].DeepCopy()
 }
 
 func (f *fakeServer) patchNode(w http.ResponseWriter, r *http.Request) {

@@ -2,11 +2,13 @@
 // subnet is the Node's podCIDR, everything else an annotation. It is the only
 // package that may import k8s.io. It must never write anything but the own
 // Node's status and annotations, and never take silence of the API server for
-// news.
+// news. Invites for guests, machines that are no Kubernetes nodes, are made and
+// revoked here too, by an administrator.
 package kube
 
 import (
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -43,6 +45,9 @@ type Config struct {
 	NetConfPath string
 	// Invite, if not nil, stands for all of the above: this host is a guest.
 	Invite *Invite
+	// Machine tells the machines apart that may come with one invite, for people
+	// too; it is the same whenever this agent starts.
+	Machine string
 	// SetNetworkUnavailable lets Ready set the Node's NetworkUnavailable
 	// condition to False.
 	SetNetworkUnavailable bool
@@ -62,6 +67,7 @@ type Source struct {
 	prefix lease.Prefix
 	nodes  *nodes
 	wake   chan struct{} // a token: the own Node may need a patch
+	hold   hold          // of a guest
 
 	mu       sync.Mutex
 	networks []netip.Prefix // from net-conf.json; nil before NetConf
@@ -74,6 +80,10 @@ type Source struct {
 func New(cfg Config) (*Source, error) {
 	if cfg.Invite != nil {
 		cfg.NodeName, cfg.Prefix = cfg.Invite.Node, cfg.Invite.Prefix
+		cfg.SetNetworkUnavailable = true
+		if cfg.Machine == "" {
+			return nil, errors.New("an invite needs the name of the machine that uses it")
+		}
 	}
 	if cfg.Prefix == "" {
 		cfg.Prefix = string(lease.DefaultPrefix)
@@ -98,6 +108,7 @@ func New(cfg Config) (*Source, error) {
 		return nil, err
 	}
 	s := &Source{cfg: cfg, api: client, prefix: prefix, name: cfg.NodeName, wake: make(chan struct{}, 1)}
+	s.hold.identity = cfg.Machine + "/" + strings.ToLower(crand.Text()[:8])
 	s.nodes = newNodes(prefix, s.poke)
 	return s, nil
 }
@@ -178,6 +189,7 @@ const (
 	topicNodes
 	topicOwn
 	topicServices
+	topicHold
 	topics
 )
 
@@ -206,7 +218,7 @@ const (
 	requestTimeout = 15 * time.Second
 )
 
-// retry calls attempt until it succeeds or ctx is done.
+// retry calls attempt until it succeeds, ctx is done or a guest's time has come.
 func (s *Source) retry(ctx context.Context, about topic, attempt func(context.Context) error) error {
 	var last string
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
@@ -214,9 +226,14 @@ func (s *Source) retry(ctx context.Context, about topic, attempt func(context.Co
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		err = s.final(err)
 		if err == nil {
 			s.waiting(about, "")
 			return nil
+		}
+		var end finalError
+		if errors.As(err, &end) {
+			return end
 		}
 		reason := plain(err)
 		s.waiting(about, reason)

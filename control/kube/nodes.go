@@ -46,6 +46,9 @@ func (s *Source) Run(ctx context.Context, deliver func(control.Snapshot)) error 
 	})
 	group.Go(func() error { return s.deliver(ctx, deliver) })
 	group.Go(func() error { return s.keepOwn(ctx) })
+	if s.cfg.Invite != nil {
+		group.Go(func() error { return s.keepHold(ctx) })
+	}
 	return group.Wait()
 }
 
@@ -54,13 +57,18 @@ const coalesce = 50 * time.Millisecond
 
 // deliver hands over a Snapshot after every change.
 func (s *Source) deliver(ctx context.Context, deliver func(control.Snapshot)) error {
+	var expiry <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.nodes.changed:
+		case <-expiry:
 		}
-		snapshot, ok := s.nodes.snapshot()
+		snapshot, next, ok := s.nodes.snapshot(time.Now())
+		if expiry = nil; !next.IsZero() {
+			expiry = time.After(time.Until(next))
+		}
 		if !ok {
 			s.waiting(topicNodes, "the API server knows no Node at all; keeping what was known")
 			continue
@@ -141,10 +149,11 @@ type nodes struct {
 type member struct {
 	lease   control.Lease
 	managed bool
+	expires time.Time // of a guest's invite; zero: no guest
 }
 
 func (m member) equal(other member) bool {
-	return m.managed == other.managed && m.lease.Backend == other.lease.Backend && m.lease.Offers == other.lease.Offers &&
+	return m.managed == other.managed && m.expires.Equal(other.expires) && m.lease.Backend == other.lease.Backend && m.lease.Offers == other.lease.Offers &&
 		slices.Equal(m.lease.Legs, other.lease.Legs) && slices.Equal(m.lease.Problems, other.lease.Problems)
 }
 
@@ -166,23 +175,33 @@ func (n *nodes) ownNode() (node *corev1.Node, known bool) {
 	return n.own, n.whole
 }
 
-// snapshot is every lease now. There is none before the first list is whole,
-// or when it holds no Node at all: this host runs on one, so that is an API
-// server that has lost its memory.
-func (n *nodes) snapshot() (snapshot control.Snapshot, ok bool) {
+// snapshot is every lease at the moment now, without those of guests whose
+// invite has expired; next is when the next one does, zero if none will. There
+// is none before the first list is whole, or when it holds no Node at all: this
+// host runs on one, so that is an API server that has lost its memory.
+func (n *nodes) snapshot(now time.Time) (snapshot control.Snapshot, next time.Time, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.whole || len(n.members) == 0 {
-		return control.Snapshot{}, false
+		return control.Snapshot{}, time.Time{}, false
 	}
 	snapshot.Complete = true
 	snapshot.Leases = make([]control.Lease, 0, len(n.members))
 	for _, name := range slices.Sorted(maps.Keys(n.members)) {
-		if m := n.members[name]; m.managed {
-			snapshot.Leases = append(snapshot.Leases, m.lease)
+		m := n.members[name]
+		if !m.managed {
+			continue
 		}
+		if !m.expires.IsZero() && !now.Before(m.expires) {
+			snapshot.Problems = append(snapshot.Problems, control.Problem{Source: name, Reason: "a guest whose invite has expired"})
+			continue
+		}
+		if !m.expires.IsZero() && (next.IsZero() || m.expires.Before(next)) {
+			next = m.expires
+		}
+		snapshot.Leases = append(snapshot.Leases, m.lease)
 	}
-	return snapshot, true
+	return snapshot, next, true
 }
 
 // put stores a Node. n.mu must be held.
@@ -193,6 +212,9 @@ func (n *nodes) put(object any) {
 	}
 	var m member
 	m.lease, m.managed = lease.FromNode(nodeData(node), n.prefix)
+	if isGuest(node) {
+		m.expires = guestExpiry(node)
+	}
 	if before, known := n.members[node.Name]; !known || !before.equal(m) {
 		n.members[node.Name] = m
 		n.touch()
@@ -293,8 +315,14 @@ func (n *nodes) trim(node *corev1.Node) *corev1.Node {
 			trimmed.Annotations[name] = value
 		}
 	}
-	if condition, ok := networkCondition(node); ok {
-		trimmed.Status.Conditions = []corev1.NodeCondition{condition}
+	for _, condition := range node.Status.Conditions {
+		if condition.Type == corev1.NodeNetworkUnavailable || condition.Type == corev1.NodeReady && isGuest(node) {
+			trimmed.Status.Conditions = append(trimmed.Status.Conditions, condition)
+		}
+	}
+	if isGuest(node) {
+		trimmed.Labels = map[string]string{guestLabel: node.Labels[guestLabel]}
+		trimmed.Annotations[expiresAnnotation] = node.Annotations[expiresAnnotation]
 	}
 	return trimmed
 }

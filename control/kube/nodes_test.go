@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -319,7 +320,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if _, ok := n.snapshot(); ok {
+		if _, _, ok := n.snapshot(time.Now()); ok {
 			t.Fatal("there is a Snapshot before the first list is whole")
 		}
 		var list []any
@@ -329,7 +330,7 @@ func TestOrderDoesNotMatter(t *testing.T) {
 		if err := n.Replace(list, ""); err != nil {
 			t.Fatal(err)
 		}
-		got, ok := n.snapshot()
+		got, _, ok := n.snapshot(time.Now())
 		if !ok || !got.Complete {
 			t.Fatal("there is no Snapshot after the first list")
 		}

@@ -22,6 +22,7 @@ type own struct {
 	claim   *control.Claim // nil before Acquire
 	subnets []netip.Prefix // as acquired, in the order of claim.Legs
 	ready   bool
+	guest   bool // no kubelet says that the Node is ready
 }
 
 // The condition that keeps Pods away from a Node, and flannel's words for it.
@@ -60,11 +61,16 @@ func (s *Source) Acquire(ctx context.Context, claim control.Claim) (control.Leas
 	claim.Legs = slices.Clone(claim.Legs)
 	var acquired control.Lease
 	err = s.retry(ctx, topicOwn, func(ctx context.Context) error {
+		if s.cfg.Invite != nil {
+			if err := s.take(ctx); err != nil {
+				return err
+			}
+		}
 		node, err := s.api.node(ctx, name)
 		if err != nil {
 			return err
 		}
-		want := own{claim: &claim, ready: s.wanted().ready}
+		want := own{claim: &claim, ready: s.wanted().ready, guest: s.cfg.Invite != nil}
 		if want.subnets, err = s.subnetsFor(claim, node); err != nil {
 			return err
 		}
@@ -209,16 +215,9 @@ func missing(want own, node *corev1.Node, prefix lease.Prefix) (data []byte, nam
 		}
 		slices.Sort(names)
 	}
-	if condition, ok := networkCondition(node); want.ready && !(ok && condition.Status == corev1.ConditionFalse && condition.Reason == readyReason) {
-		now := metav1.NewTime(time.Now())
-		if condition.Status != corev1.ConditionFalse {
-			condition.LastTransitionTime = now
-		}
-		condition.Type, condition.Status = corev1.NodeNetworkUnavailable, corev1.ConditionFalse
-		condition.Reason, condition.Message = readyReason, readyMessage
-		condition.LastHeartbeatTime = now
-		patch.Status.Conditions = []corev1.NodeCondition{condition}
-		names = append(names, string(corev1.NodeNetworkUnavailable))
+	patch.Status.Conditions = missingConditions(want, node)
+	for _, condition := range patch.Status.Conditions {
+		names = append(names, string(condition.Type))
 	}
 	data, err = json.Marshal(patch)
 	if err != nil {
@@ -227,14 +226,40 @@ func missing(want own, node *corev1.Node, prefix lease.Prefix) (data []byte, nam
 	return data, names, nil
 }
 
-// networkCondition is the Node's NetworkUnavailable condition, if it has one.
-func networkCondition(node *corev1.Node) (corev1.NodeCondition, bool) {
+// missingConditions are the conditions that the Node lacks or has otherwise.
+func missingConditions(want own, node *corev1.Node) []corev1.NodeCondition {
+	if !want.ready {
+		return nil
+	}
+	conditions := []corev1.NodeCondition{
+		{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: readyReason, Message: readyMessage},
+	}
+	if want.guest {
+		conditions = append(conditions, corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: guestReason, Message: guestMessage})
+	}
+	var lacking []corev1.NodeCondition
+	for _, condition := range conditions {
+		have := conditionOf(node, condition.Type)
+		if have.Status == condition.Status && have.Reason == condition.Reason {
+			continue
+		}
+		condition.LastHeartbeatTime = metav1.NewTime(time.Now())
+		if condition.LastTransitionTime = have.LastTransitionTime; have.Status != condition.Status {
+			condition.LastTransitionTime = condition.LastHeartbeatTime
+		}
+		lacking = append(lacking, condition)
+	}
+	return lacking
+}
+
+// conditionOf is one of a Node's conditions; the zero value if it has it not.
+func conditionOf(node *corev1.Node, kind corev1.NodeConditionType) corev1.NodeCondition {
 	for _, condition := range node.Status.Conditions {
-		if condition.Type == corev1.NodeNetworkUnavailable {
-			return condition, true
+		if condition.Type == kind {
+			return condition
 		}
 	}
-	return corev1.NodeCondition{}, false
+	return corev1.NodeCondition{}
 }
 
 // errSubnetLost ends Run: whatever has the old subnet must start over.
@@ -265,6 +290,11 @@ func (s *Source) keepOwn(ctx context.Context) error {
 		want := s.wanted()
 		if want.claim == nil {
 			continue
+		}
+		if node == nil && s.cfg.Invite != nil {
+			if err := s.guestGone(ctx); err != nil {
+				return err
+			}
 		}
 		if node == nil {
 			s.waiting(topicOwn, "this host's Node was deleted; waiting for it to come back")

@@ -273,7 +273,7 @@ func TestReady(t *testing.T) {
 	})
 	f.awaitReady("own")
 	node := f.get("own")
-	condition, _ := networkCondition(node)
+	condition := conditionOf(node, corev1.NodeNetworkUnavailable)
 	if len(node.Status.Conditions) != 2 || condition.Message != "Flannel is running on this node" || condition.LastTransitionTime.IsZero() {
 		t.Errorf("conditions are %+v", node.Status.Conditions)
 	}
@@ -300,7 +300,7 @@ func (f *fakeServer) awaitReady(name string) {
 		f.mu.Lock()
 		moved, node := f.moved, f.nodes[name]
 		f.mu.Unlock()
-		if condition, ok := networkCondition(node); ok && condition.Status == corev1.ConditionFalse && condition.Reason == "FlannelIsUp" {
+		if condition := conditionOf(node, corev1.NodeNetworkUnavailable); condition.Status == corev1.ConditionFalse && condition.Reason == "FlannelIsUp" {
 			return
 		}
 		select {
