@@ -163,6 +163,8 @@ var (
 	ErrTooBig  = errors.New("larger than the path MTU")
 	ErrOffload = errors.New("offload refused")
 	ErrFull    = errors.New("send buffer full")
+	// ErrNoDevice means that this system or user has no TUN at all.
+	ErrNoDevice = errors.New("no TUN device can be used")
 	// ErrShorter goes with ErrOffload where a shorter run may pass.
 	ErrShorter = errors.New("a shorter run may pass")
 )

@@ -7,6 +7,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/tundev/packetwise"
 )
 
@@ -14,7 +15,7 @@ import (
 type Device = packetwise.Device
 
 // Open makes the device with its MTU set. Where it cannot be made the error
-// says how to allow it.
+// says how to allow it, and is tunnel.ErrNoDevice where no other could be either.
 func Open(config Config) (*Device, error) {
 	config, err := config.withDefaults(defaultName)
 	if err != nil {
@@ -22,12 +23,9 @@ func Open(config Config) (*Device, error) {
 	}
 	t, err := tun.CreateTUN(config.Name, config.MTU)
 	if err != nil {
-		if cure := cure(err); cure != "" {
-			return nil, fmt.Errorf("open TUN %s: %s: %w", config.Name, cure, err)
-		}
-		return nil, fmt.Errorf("open TUN %s: %w", config.Name, err)
+		return nil, fmt.Errorf("open TUN %s: %w", config.Name, explain(err))
 	}
-	device, err := packetwise.New(t)
+	device, err := packetwise.New(packetwise.Config{TUN: t, Large: large})
 	if err != nil {
 		return nil, fmt.Errorf("open TUN %s: %w", config.Name, err)
 	}
@@ -35,4 +33,16 @@ func Open(config Config) (*Device, error) {
 		config.Logger.Info("TUN device is slower than it could be", "device", device.Name(), "reason", why)
 	}
 	return device, nil
+}
+
+// explain adds the cure to an error of opening.
+func explain(err error) error {
+	cure, none := cure(err)
+	switch {
+	case none:
+		return fmt.Errorf("%w: %s: %w", tunnel.ErrNoDevice, cure, err)
+	case cure != "":
+		return fmt.Errorf("%s: %w", cure, err)
+	}
+	return err
 }

@@ -3,12 +3,15 @@ package packetwise
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"testing"
 
 	"go.uber.org/goleak"
 	"golang.zx2c4.com/wireguard/tun/tuntest"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/packet"
+	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
 var _ tunnel.Device = (*Device)(nil)
@@ -16,10 +19,10 @@ var _ tunnel.Device = (*Device)(nil)
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // device is a Device on one end of a channel TUN.
-func device(t *testing.T) (*Device, *tuntest.ChannelTUN) {
+func device(t *testing.T, large bool) (*Device, *tuntest.ChannelTUN) {
 	t.Helper()
 	channel := tuntest.NewChannelTUN()
-	d, err := New(channel.TUN())
+	d, err := New(Config{TUN: channel.TUN(), Large: large})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +35,7 @@ func device(t *testing.T) (*Device, *tuntest.ChannelTUN) {
 }
 
 func TestReadAndWrite(t *testing.T) {
-	d, channel := device(t)
+	d, channel := device(t, false)
 	if mtu, err := d.MTU(); d.Name() != "loopbackTun1" || mtu != tuntest.DefaultMTU || err != nil {
 		t.Errorf("name %q, MTU %d, %v", d.Name(), mtu, err)
 	}
@@ -65,7 +68,7 @@ func TestReadAndWrite(t *testing.T) {
 }
 
 func TestWriteErrors(t *testing.T) {
-	d, channel := device(t)
+	d, channel := device(t, false)
 	good := tunnel.Outgoing{Parts: [][]byte{{0x45}}}
 	for _, tt := range []struct {
 		bad  tunnel.Outgoing
@@ -82,8 +85,41 @@ func TestWriteErrors(t *testing.T) {
 	}
 }
 
+// TestLargePackets: what is taken as a super-packet arrives as one packet that
+// is right in every sum, and what is not taken is refused.
+func TestLargePackets(t *testing.T) {
+	d, channel := device(t, true)
+	if o := d.Offloads(); !o.Checksum || !o.TCP || o.UDP {
+		t.Errorf("Offloads = %+v", o)
+	}
+	for _, addrs := range [][2]string{{"10.1.0.1:1", "10.2.0.2:2"}, {"[fd00::1]:1", "[fd00::2]:2"}} {
+		for _, size := range []int{100, 1000, 40_000} {
+			built := tunneltest.Packet{
+				Source: netip.MustParseAddrPort(addrs[0]), Destination: netip.MustParseAddrPort(addrs[1]), Protocol: packet.TCP, Payload: make([]byte, size),
+			}
+			data, offload := built.Super(1000)
+			wrote := make(chan error)
+			go func() {
+				_, err := d.Write([]tunnel.Outgoing{{Offload: offload, Parts: [][]byte{data[:30], data[30:]}}})
+				wrote <- err
+			}()
+			if got, want := <-channel.Inbound, built.Bytes(); !bytes.Equal(got, want) {
+				t.Errorf("%v: %d bytes are written as %d, or with other sums", addrs, len(want), len(got))
+			}
+			if err := <-wrote; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, bad := range []tunnel.Offload{{GSO: tunnel.GSOUDP}, {NeedsChecksum: true, ChecksumStart: 9}} {
+		if n, err := d.Write([]tunnel.Outgoing{{Offload: bad, Parts: [][]byte{{0x45}}}}); n != 0 || err == nil {
+			t.Errorf("Write with %+v = %d, %v", bad, n, err)
+		}
+	}
+}
+
 func TestClose(t *testing.T) {
-	d, _ := device(t)
+	d, _ := device(t, false)
 	if _, err := d.Read(make([]tunnel.Incoming, 1), make([]byte, tunnel.MinArena-1)); err == nil {
 		t.Error("an arena below MinArena was accepted")
 	}
