@@ -48,6 +48,7 @@ type options struct {
 	offload                                 map[string]string
 	logFormat, logLevel                     string
 	rootless                                rootless
+	invited
 }
 
 func agentCommand() *cobra.Command {
@@ -84,6 +85,7 @@ func (o *options) register(f *pflag.FlagSet) {
 		"checksum: inner checksums left to peers. on: though the kernel's version or a probe speaks against it")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
 	o.registerRootless(f)
+	o.registerInvite(f)
 	f.StringVar(&o.runDir, "run-dir", defaultRunDir(), "directory of the local API socket")
 	f.StringVar(&o.socket, "socket", "", "local API socket (default RUN-DIR/weft.sock)")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
@@ -126,6 +128,9 @@ func (o *options) register(f *pflag.FlagSet) {
 func runAgent(ctx context.Context, o options) error {
 	logger, err := o.logger()
 	if err != nil {
+		return err
+	}
+	if err := o.applyInvite(); err != nil {
 		return err
 	}
 	if o.node == "" {

@@ -21,7 +21,7 @@ import (
 func (o options) source(published []netip.Addr, status *agent.Tracker, logger *slog.Logger) (agent.Source, error) {
 	if o.kube {
 		source, err := kube.New(kube.Config{
-			Kubeconfig: o.kubeconfig, APIURL: o.kubeAPI, NodeName: o.node,
+			Kubeconfig: o.kubeconfig, APIURL: o.kubeAPI, NodeName: o.node, Invite: o.guest, Machine: o.machine(),
 			PodName: os.Getenv("POD_NAME"), PodNamespace: os.Getenv("POD_NAMESPACE"),
 			Prefix: o.kubePrefix, NetConfPath: o.netConfPath, SetNetworkUnavailable: o.setUnavailable,
 			Logger: logger, Waiting: status.Waiting,
