@@ -59,10 +59,15 @@ func Open(ctx context.Context, config Config) (*Namespaces, error) {
 			return config.start(ctx, lock)
 		}
 		if pid != 0 {
-			config.Logger.Info("rootless: found the network namespace of an earlier run", "held_by", pid)
-			return open(netOf(pid))
+			n, err := open(netOf(pid))
+			if err == nil {
+				config.Logger.Info("rootless: found the network namespace of an earlier run", "held_by", pid)
+			}
+			if !errors.Is(err, fs.ErrNotExist) {
+				return n, err
+			}
 		}
-		if err := pause(ctx); err != nil { // another process is just starting one
+		if err := pause(ctx); err != nil { // one is just starting, or ending
 			return nil, fmt.Errorf("wait for the holder behind %s: %w", lock.Name(), err)
 		}
 	}
