@@ -79,6 +79,7 @@ type Datapath struct {
 	MTU       int              // of the device
 	Addresses []netip.Addr     // inner, of this host itself, one per family
 	Listen    []netip.AddrPort // local outer addresses, one per family
+	Networks  []netip.Prefix   // the pod networks
 }
 
 // Config is everything an agent is made of.

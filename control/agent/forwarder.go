@@ -52,7 +52,9 @@ func (f *forwarder) Run(ctx context.Context) error {
 
 // runOnce opens everything, runs, and closes everything.
 func (f *forwarder) runOnce(ctx context.Context) error {
-	want := Datapath{Device: f.self.Device, MTU: plan.Plan(control.Snapshot{}, f.self, f.agent.policy).MTU}
+	want := Datapath{
+		Device: f.self.Device, MTU: plan.Plan(control.Snapshot{}, f.self, f.agent.policy).MTU, Networks: f.agent.policy.Networks,
+	}
 	for _, leg := range f.self.Lease.Legs {
 		want.Addresses = append(want.Addresses, leg.Subnet.Addr())
 		want.Listen = append(want.Listen, f.listenAddr(leg))
@@ -102,6 +104,16 @@ func (f *forwarder) apply() {
 	}
 	if err := errors.Join(f.engine.SetLocals(f.planned.Locals), f.engine.SetPeers(f.planned.Peers)); err != nil {
 		f.agent.Logger.Error("hand plan to the userspace engine", "err", err)
+	}
+	// A TUN's MTU is one of the plan's objects; a device of our own is told.
+	for _, worker := range f.workers {
+		device, ok := worker.Device.(interface{ SetMTU(mtu int) error })
+		if !ok || f.planned.MTU == 0 {
+			continue
+		}
+		if err := device.SetMTU(f.planned.MTU); err != nil {
+			f.agent.Logger.Error("set the device's MTU", "err", err)
+		}
 	}
 }
 

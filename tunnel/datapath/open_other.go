@@ -5,10 +5,8 @@ package datapath
 import (
 	"errors"
 
-	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/tundev"
-	"github.com/weft-net/weft/tunnel/udp"
 )
 
 // open opens one worker without a poller: neither the TUN nor the sockets of
@@ -18,13 +16,9 @@ func open(config Config) ([]engine.Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	worker := engine.Worker{Device: device}
-	for _, addr := range config.Listen {
-		socket, err := udp.Listen(udp.Config{Addr: addr, SendSockets: config.SendSockets, Logger: config.Logger})
-		if err != nil {
-			return nil, errors.Join(err, device.Close(), closeAll(worker.Sockets))
-		}
-		worker.Sockets = append(worker.Sockets, tunnel.Socket(socket))
+	workers, err := OpenAround(device, config)
+	if err != nil {
+		return nil, errors.Join(err, device.Close())
 	}
-	return []engine.Worker{worker}, nil
+	return workers, nil
 }
