@@ -327,15 +327,31 @@ func TestImage(t *testing.T) {
 	}
 }
 
-// TestUnit holds what the agent counts on from systemd.
-func TestUnit(t *testing.T) {
-	unit := read(t, "weft.service")
-	for _, line := range []string{
-		"Type=notify", "TimeoutStartSec=infinity", "ExecStart=/usr/local/bin/weft agent", "Restart=always",
-		"RuntimeDirectory=flannel weft", "RuntimeDirectoryPreserve=yes", "CapabilityBoundingSet=CAP_NET_ADMIN", "DeviceAllow=/dev/net/tun rw",
+// TestUnits holds what agents count on from systemd.
+func TestUnits(t *testing.T) {
+	common := []string{"Type=notify", "TimeoutStartSec=infinity", "Restart=always", "RuntimeDirectoryPreserve=yes"}
+	for name, lines := range map[string][]string{
+		"weft.service": {
+			"ExecStart=/usr/local/bin/weft agent", "RuntimeDirectory=flannel weft", "CapabilityBoundingSet=CAP_NET_ADMIN",
+			"DeviceAllow=/dev/net/tun rw", "WantedBy=multi-user.target",
+		},
+		// KillMode: what holds the network namespace has to outlive the agent.
+		"weft-rootless.service": {
+			"ExecStart=/usr/local/bin/weft agent --rootless", "RuntimeDirectory=weft", "KillMode=process", "WantedBy=default.target",
+		},
 	} {
-		if !strings.Contains(unit, "\n"+line+"\n") {
-			t.Errorf("weft.service lacks %q", line)
+		unit := read(t, name)
+		for _, line := range append(lines, common...) {
+			if !strings.Contains(unit, "\n"+line+"\n") {
+				t.Errorf("%s lacks %q", name, line)
+			}
+		}
+	}
+	// A user's systemd puts a confined program into a user namespace of its own, from which those of the
+	// agent cannot be entered again.
+	for _, forbidden := range []string{"RestrictNamespaces=", "ProtectSystem=", "ProtectHome=", "PrivateTmp=", "PrivateUsers=", "User="} {
+		if strings.Contains(read(t, "weft-rootless.service"), "\n"+forbidden) {
+			t.Errorf("weft-rootless.service has %s", forbidden)
 		}
 	}
 }
