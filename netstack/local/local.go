@@ -42,16 +42,18 @@ type Pong struct {
 }
 
 // Handlers are the resources, by their path below /v1/.
-func Handlers(overlay Overlay, logger *slog.Logger) map[string]http.Handler {
-	s := &server{overlay, logger}
+func Handlers(overlay Overlay, ports Ports, logger *slog.Logger) map[string]http.Handler {
+	s := &server{overlay, ports, logger}
 	return map[string]http.Handler{
-		dialPath: http.HandlerFunc(s.dial),
-		pingPath: http.HandlerFunc(s.ping),
+		dialPath:  http.HandlerFunc(s.dial),
+		pingPath:  http.HandlerFunc(s.ping),
+		portsPath: http.HandlerFunc(s.servePorts),
 	}
 }
 
 type server struct {
 	overlay Overlay
+	ports   Ports
 	logger  *slog.Logger
 }
 

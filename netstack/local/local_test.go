@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/weft-net/weft/netstack/proxy"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,6 +49,17 @@ func (loopback) Ping(ctx context.Context, to netip.Addr, size int) (time.Duratio
 	return time.Duration(size) * time.Microsecond, nil
 }
 
+// nowhere is a Network that reaches nothing.
+type nowhere struct{}
+
+var errNowhere = errors.New("reaches nothing")
+
+func (nowhere) DialContext(context.Context, string, netip.AddrPort) (net.Conn, error) {
+	return nil, errNowhere
+}
+func (nowhere) ListenTCP(netip.AddrPort) (net.Listener, error)   { return nil, errNowhere }
+func (nowhere) ListenUDP(netip.AddrPort) (net.PacketConn, error) { return nil, errNowhere }
+
 // newClient serves the overlay on a unix socket as an agent would.
 func newClient(t *testing.T) *Client {
 	t.Helper()
@@ -55,8 +68,18 @@ func newClient(t *testing.T) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
+	logger := slog.New(slog.DiscardHandler)
+	dialer, err := proxy.NewDialer(proxy.DialerConfig{Network: nowhere{}, Logger: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ports, err := proxy.NewPorts(proxy.PortsConfig{Network: nowhere{}, Dialer: dialer, Logger: logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ports.Close() })
 	mux := http.NewServeMux()
-	for path, handler := range Handlers(loopback{}, slog.New(slog.DiscardHandler)) {
+	for path, handler := range Handlers(loopback{}, ports, slog.New(slog.DiscardHandler)) {
 		mux.Handle("/v1/"+path, handler)
 	}
 	server := &http.Server{Handler: mux, ReadTimeout: 100 * time.Millisecond}
@@ -196,6 +219,41 @@ func TestPing(t *testing.T) {
 	want := Pong{Address: netip.MustParseAddr("10.244.1.7"), Size: 56, RTT: 56 * time.Microsecond}
 	if got, err := newClient(t).Ping(t.Context(), "web", 56); err != nil || got != want {
 		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+}
+
+func TestPorts(t *testing.T) {
+	client := newClient(t)
+	added, err := client.AddPort(t.Context(), proxy.KindForward, "127.0.0.1:0=10.244.1.7:80")
+	if err != nil || added.ID == "" || added.State != proxy.StateListening {
+		t.Fatalf("%+v, %v", added, err)
+	}
+	conn, err := net.Dial("tcp", added.Listen[0])
+	if err != nil {
+		t.Fatalf("the port is gone with the request: %v", err)
+	}
+	conn.Close()
+	if all, err := client.Ports(t.Context()); err != nil || len(all) != 1 || all[0].ID != added.ID {
+		t.Errorf("%+v, %v", all, err)
+	}
+	for _, test := range []struct{ kind, spec, want string }{
+		{"forward", "80", "LOCAL=HOST:PORT"}, {"expose", "80=", "expose"}, {"expose", "8080", "reaches nothing"}, {"both", "80", "want forward or expose"},
+	} {
+		if _, err := client.AddPort(t.Context(), proxy.Kind(test.kind), test.spec); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s %s: %v, want %q", test.kind, test.spec, err, test.want)
+		}
+	}
+	if err := client.RemovePort(t.Context(), "another"); !errors.Is(err, ErrRefused) {
+		t.Errorf("another is removed: %v", err)
+	}
+	if err := client.RemovePort(t.Context(), added.ID); err != nil {
+		t.Error(err)
+	}
+	if all, err := client.Ports(t.Context()); err != nil || len(all) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if err := client.Call(t.Context(), http.MethodPatch, portsPath, nil, nil); !errors.Is(err, ErrRefused) {
+		t.Errorf("another method: %v", err)
 	}
 }
 
