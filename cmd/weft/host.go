@@ -10,9 +10,6 @@ import (
 	"github.com/weft-net/weft/tunnel/userns"
 )
 
-// tunName is the TUN of the userspace engine.
-const tunName = "weft0"
-
 // hostConfig is what the wiring of every operating system is made of.
 type hostConfig struct {
 	TUN    string

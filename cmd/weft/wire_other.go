@@ -3,15 +3,74 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
-	"runtime"
+	"net/netip"
 
+	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/datapath"
+	"github.com/weft-net/weft/tunnel/engine"
+	"github.com/weft-net/weft/tunnel/guard"
+	"github.com/weft-net/weft/tunnel/kernel"
+	"github.com/weft-net/weft/tunnel/router"
+	"github.com/weft-net/weft/tunnel/underlay"
 )
 
-// newHost says what is missing: addresses and routes are programmed on Linux
-// only so far.
-func newHost(hostConfig) (agent.Host, error) {
-	return nil, fmt.Errorf("make this %s host a member: %w: weft programs addresses and routes on Linux only", runtime.GOOS, errors.ErrUnsupported)
+// host is macOS, Windows or FreeBSD as the agent sees it. Containers do not
+// run there: it is a member of its own.
+type host struct{ hostConfig }
+
+func newHost(cfg hostConfig) (agent.Host, error) { return host{cfg}, nil }
+
+// Underlay implements agent.Host.
+func (h host) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (agent.Outer, error) {
+	choice, err := underlay.Find(ctx, h.request(recall, networks))
+	if err != nil {
+		return agent.Outer{}, err
+	}
+	return agent.Outer{
+		// OnLink stays empty, as no route leads over the underlay here.
+		Underlay: control.Underlay{Link: choice.Link, MTU: choice.MTU, Addrs: choice.Addrs},
+		Public:   choice.Public,
+		Reason:   choice.Reason,
+	}, nil
+}
+
+// UnderlayChanges implements agent.Host.
+func (h host) UnderlayChanges(ctx context.Context) <-chan struct{} {
+	return underlay.Watch(ctx, h.Logger)
+}
+
+// KernelVXLAN implements agent.Host.
+func (h host) KernelVXLAN(context.Context) error {
+	driver, err := kernel.Open(kernel.Config{Logger: h.Logger})
+	if err != nil {
+		return err
+	}
+	return driver.Close()
+}
+
+// ExistingMAC implements agent.Host. Nothing that has one outlives the agent.
+func (h host) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) { return tunnel.MAC{}, false, nil }
+
+// Objects implements agent.Host.
+func (h host) Objects() (agent.Driver, error) { return router.Open(router.Config{Device: h.TUN}) }
+
+// Firewall implements agent.Host.
+func (h host) Firewall() (agent.Driver, error) {
+	driver, err := guard.Open(guard.Config{Logger: h.Logger})
+	if err != nil {
+		return nil, fmt.Errorf("%w: this host forwards no pods, --iptables-forward-rules=false says so", err)
+	}
+	return driver, nil
+}
+
+// OpenDatapath implements agent.Host. It is tunnel.ErrNoDevice where a TUN is
+// asked for and this user or system can have none.
+func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
+	return datapath.Open(datapath.Config{
+		Device: want.Device, MTU: want.MTU, Listen: want.Listen, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
+	})
 }
