@@ -88,7 +88,7 @@ func (d *Dialer) change(edit func(*settings)) {
 // SetOverlay replaces what is inside: pod networks and Service CIDRs.
 func (d *Dialer) SetOverlay(overlay, services []netip.Prefix) {
 	d.change(func(s *settings) {
-		s.overlay, s.serviceCIDRs = slices.Clone(overlay), slices.Clone(services)
+		s.overlay, s.serviceCIDRs = validPrefixes(overlay), validPrefixes(services)
 	})
 }
 
@@ -140,7 +140,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if len(addrs) == 0 {
 		return nil, fmt.Errorf("dial %s: it has no IPv%d address", address, family)
 	}
-	var failures []error
+	var failed failures
 	for i, addr := range addrs {
 		share, cancel := shareOf(ctx, len(addrs)-i)
 		conn, err := d.dialIP(share, protocol, netip.AddrPortFrom(addr, port))
@@ -148,12 +148,12 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 		if err == nil {
 			return conn, nil
 		}
-		failures = append(failures, err)
+		failed = append(failed, err)
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, fmt.Errorf("dial %s: %w", address, errors.Join(failures...))
+	return nil, fmt.Errorf("dial %s: %w", address, failed)
 }
 
 // dialIP connects to an address, which may be a ClusterIP.
@@ -190,6 +190,10 @@ func (d *Dialer) inside(addr netip.Addr) bool {
 	s := d.settings.Load()
 	_, service := s.services.names[addr]
 	return service || contains(s.overlay, addr) || contains(s.serviceCIDRs, addr)
+}
+
+func validPrefixes(prefixes []netip.Prefix) []netip.Prefix {
+	return slices.DeleteFunc(slices.Clone(prefixes), func(p netip.Prefix) bool { return !p.IsValid() })
 }
 
 func contains(prefixes []netip.Prefix, addr netip.Addr) bool {

@@ -38,20 +38,20 @@ var errNotAnswer = errors.New("the answer is to another question")
 
 // ask puts one question to the servers in turn until one answers it.
 func (r *resolver) ask(ctx context.Context, servers []netip.AddrPort, name string, qtype dnsmessage.Type) (answer, error) {
-	failures := make([]error, len(servers))
+	failed := make(failures, len(servers))
 	for range dnsRounds {
 		for i, server := range servers {
 			a, err := r.askServer(ctx, server, name, qtype)
 			if err == nil {
 				return a, nil
 			}
-			failures[i] = fmt.Errorf("DNS server %s %w: %w", server, ErrNoAnswer, err)
+			failed[i] = fmt.Errorf("DNS server %s %w: %w", server, ErrNoAnswer, err)
 			if ctx.Err() != nil {
-				return answer{}, failures[i]
+				return answer{}, failed[i]
 			}
 		}
 	}
-	return answer{}, errors.Join(failures...)
+	return answer{}, failed
 }
 
 // askServer asks one server by UDP, and by TCP if the answer was truncated.
@@ -64,19 +64,19 @@ func (r *resolver) askServer(ctx context.Context, server netip.AddrPort, name st
 }
 
 func (r *resolver) exchange(ctx context.Context, protocol string, server netip.AddrPort, name string, qtype dnsmessage.Type) (answer, error) {
-	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
-	defer cancel()
 	id := uint16(rand.Uint32())
 	query, question, err := packQuestion(id, name, qtype)
 	if err != nil {
 		return answer{}, err
 	}
-	conn, err := r.dial(ctx, protocol, server)
+	deadline := time.Now().Add(dnsTimeout)
+	dialCtx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	conn, err := r.dial(dialCtx, protocol, server)
 	if err != nil {
 		return answer{}, err
 	}
 	defer conn.Close()
-	deadline, _ := ctx.Deadline()
 	if err := conn.SetDeadline(deadline); err != nil {
 		return answer{}, err
 	}

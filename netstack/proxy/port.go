@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -208,7 +207,7 @@ func listenLocal(ctx context.Context, protocol string, local netip.AddrPort) (so
 // that this host has.
 func listenLoopback(ctx context.Context, protocol string, port uint16) (sockets, error) {
 	var on sockets
-	var missing []error
+	var missing failures
 	for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
 		if !hasAddress(ctx, addr) {
 			missing = append(missing, fmt.Errorf("this host has no address %s", addr))
@@ -223,7 +222,7 @@ func listenLoopback(ctx context.Context, protocol string, port uint16) (sockets,
 		port = portOf(on.addresses()[0])
 	}
 	if len(missing) == 2 {
-		return sockets{}, errors.Join(missing...)
+		return sockets{}, missing
 	}
 	return on, nil
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -50,6 +51,20 @@ const (
 	// floods it does not take every file descriptor of this process.
 	maxConnections = 16384
 )
+
+// failures are the errors of several attempts, in one line.
+type failures []error
+
+func (f failures) Error() string {
+	texts := make([]string, len(f))
+	for i, err := range f {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+// Unwrap gives errors.Is all of them.
+func (f failures) Unwrap() []error { return f }
 
 // Traffic is what has gone through a listener. In is from those who connect to
 // it towards the target.

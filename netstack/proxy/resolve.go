@@ -186,11 +186,8 @@ func (r *resolver) lookup(ctx context.Context, servers []netip.AddrPort, name st
 		return nil, errs[0]
 	case errs[1] != nil && len(addrs) == 0:
 		return nil, errs[1]
-	case errs[0] != nil || errs[1] != nil:
-		return addrs, nil // half an answer is used, not remembered
-	}
-	if len(addrs) == 0 {
-		ttl = noNameTTL
+	case errs[0] != nil || errs[1] != nil || len(addrs) == 0:
+		ttl = min(ttl, noNameTTL) // half an answer is better than none, for a while
 	}
 	r.remember(name, addrs, ttl)
 	return addrs, nil

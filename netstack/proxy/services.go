@@ -135,7 +135,7 @@ func (a *avoided) add(backend frontend) {
 	defer a.mu.Unlock()
 	now := time.Now()
 	for old, until := range a.until {
-		if now.After(until) {
+		if !now.Before(until) {
 			delete(a.until, old)
 		}
 	}
@@ -157,19 +157,19 @@ func (d *Dialer) dialBackend(ctx context.Context, protocol string, b *balanced) 
 	if len(b.backends) == 0 {
 		return nil, fmt.Errorf("%s: %w", b.what, ErrNoBackend)
 	}
-	var failures []error
+	var failed failures
 	tries := b.order(&d.avoid, protocol)
 	for i, backend := range tries {
 		conn, err := d.tryBackend(ctx, frontend{protocol, backend}, len(tries)-i)
 		if err == nil {
 			return conn, nil
 		}
-		failures = append(failures, fmt.Errorf("backend %s: %w", backend, err))
+		failed = append(failed, fmt.Errorf("backend %s: %w", backend, err))
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, fmt.Errorf("%s: %w", b.what, errors.Join(failures...))
+	return nil, fmt.Errorf("%s: %w", b.what, failed)
 }
 
 // tryBackend dials one backend with its share of ctx's time, one of left.

@@ -157,11 +157,11 @@ func (t *socksTarget) WriteTo(io.Writer) (int64, error) {
 
 // WriteTo waits for the target's: io.Copy from the client calls it.
 func (c *socksClient) WriteTo(w io.Writer) (int64, error) {
-	if target, ok := w.(*socksTarget); ok {
-		<-target.relayed
-	} else {
-		_, _ = io.Copy(io.Discard, c.Conn)
+	target, ok := w.(*socksTarget)
+	if !ok {
+		return 0, errors.ErrUnsupported
 	}
+	<-target.relayed
 	return 0, nil
 }
 
