@@ -87,7 +87,11 @@ func (r *resolver) exchange(ctx context.Context, protocol string, server netip.A
 	if _, err := conn.Write(query); err != nil {
 		return answer{}, err
 	}
-	return awaitDatagram(conn, id, question)
+	a, err := awaitDatagram(conn, id, question)
+	if watched, ok := conn.(*watchedConn); ok && err != nil {
+		watched.failed() // silence is a sign too, here: the next try goes to another backend
+	}
+	return a, err
 }
 
 // awaitDatagram waits for the answer and passes over everything else: anybody

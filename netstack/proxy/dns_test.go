@@ -242,6 +242,7 @@ func TestLookup(t *testing.T) {
 
 // TestLookupUnanswered has servers that never give a usable answer.
 func TestLookupUnanswered(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name  string
 		edit  func(*zone)
@@ -276,6 +277,7 @@ func TestLookupUnanswered(t *testing.T) {
 
 // TestLookupOtherServer has a first server, or backend of it, that is down.
 func TestLookupOtherServer(t *testing.T) {
+	t.Parallel()
 	t.Run("server", func(t *testing.T) {
 		t.Parallel()
 		n := newTwin()
