@@ -39,6 +39,10 @@ type Config struct {
 	// NodeCIDRMaskSizes are the lengths of podCIDRs, one per ClusterCIDR; 24 and
 	// 64 where absent.
 	NodeCIDRMaskSizes []int
+	// Lifecycle has Nodes without a fresh Lease tainted, and what belongs to
+	// deleted objects collected, as any real cluster does but sooner. Nodes of
+	// AddNode have no kubelet, and are given up after twenty seconds.
+	Lifecycle bool
 	// Progress is told what is being waited for. May be nil.
 	Progress func(string)
 	// Logger may be nil.
@@ -212,14 +216,26 @@ func (c *Cluster) StopAPIServer() error {
 	return errors.New("stop kube-apiserver: it is not running")
 }
 
+// controllers are those that every cluster of ours has, and what was asked for.
+func (c *Cluster) controllers() string {
+	names := "node-ipam-controller,daemonset-controller,serviceaccount-controller"
+	if c.cfg.Lifecycle {
+		names += ",node-lifecycle-controller,garbage-collector-controller"
+	}
+	return names
+}
+
 // startControllerManager starts what hands out podCIDRs, and what makes
 // DaemonSets into Pods.
 func (c *Cluster) startControllerManager() error {
 	cidrs := make([]string, 0, len(c.cfg.ClusterCIDRs))
 	args := []string{
 		"--kubeconfig=" + c.Kubeconfig(), "--leader-elect=false", "--secure-port=0",
-		"--controllers=node-ipam-controller,daemonset-controller,serviceaccount-controller",
+		"--controllers=" + c.controllers(),
 		"--allocate-node-cidrs", "--kube-api-qps=1000", "--kube-api-burst=1000",
+	}
+	if c.cfg.Lifecycle {
+		args = append(args, "--node-monitor-period=1s", "--node-monitor-grace-period=20s", "--node-startup-grace-period=20s")
 	}
 	for i, prefix := range c.cfg.ClusterCIDRs {
 		cidrs = append(cidrs, prefix.String())

@@ -23,11 +23,17 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // startForTest starts a control plane for the pod networks, stopped with the test.
 func startForTest(t *testing.T, networks ...string) (context.Context, *Cluster) {
 	t.Helper()
+	return startWith(t, Config{}, networks...)
+}
+
+// startWith starts a control plane with what cfg asks for beside the networks.
+func startWith(t *testing.T, cfg Config, networks ...string) (context.Context, *Cluster) {
+	t.Helper()
 	binary := os.Getenv("WEFT_KUBE_BIN")
 	if binary == "" {
 		t.Fatal("WEFT_KUBE_BIN is not set: run `make e2e`, or bench/kube/build.sh PATH and set it to PATH")
 	}
-	cfg := Config{Dir: t.TempDir(), Binary: binary, Progress: func(text string) { t.Log(text) }}
+	cfg.Dir, cfg.Binary, cfg.Progress = t.TempDir(), binary, func(text string) { t.Log(text) }
 	for _, network := range networks {
 		cfg.ClusterCIDRs = append(cfg.ClusterCIDRs, netip.MustParsePrefix(network))
 	}

@@ -65,6 +65,7 @@ func rootCommand() *cobra.Command {
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), versionCommand())
+	root.AddCommand(inviteCommand(), invitesCommand(), revokeCommand())
 	return root
 }
 
