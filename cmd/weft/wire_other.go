@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 
 	"github.com/weft-net/weft/control"
@@ -15,6 +16,7 @@ import (
 	"github.com/weft-net/weft/tunnel/guard"
 	"github.com/weft-net/weft/tunnel/kernel"
 	"github.com/weft-net/weft/tunnel/router"
+	"github.com/weft-net/weft/tunnel/tundev"
 	"github.com/weft-net/weft/tunnel/underlay"
 )
 
@@ -66,6 +68,19 @@ func (h host) Firewall() (agent.Driver, error) {
 	}
 	return driver, nil
 }
+
+// ProbeDevice opens the TUN and closes it again: nothing else tells whether this
+// user may have one. It is tunnel.ErrNoDevice where not.
+func (h host) ProbeDevice() error {
+	device, err := tundev.Open(tundev.Config{Name: h.TUN, MTU: probeMTU, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	return device.Close()
+}
+
+// probeMTU is that of a TUN nothing goes through: the least that IPv6 takes.
+const probeMTU = 1280
 
 // OpenDatapath implements agent.Host. It is tunnel.ErrNoDevice where a TUN is
 // asked for and this user or system can have none.
