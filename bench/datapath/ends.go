@@ -44,7 +44,7 @@ func kernelVXLAN(ctx context.Context, p *pair, number int) error {
 
 // apply makes objects of the kernel on the host.
 func (s *site) apply(ctx context.Context, objects ...tunnel.Object) error {
-	return s.host.Do(func() (err error) {
+	return s.place.Do(func() (err error) {
 		driver, err := kernel.Open(kernel.Config{Logger: slog.New(slog.DiscardHandler), TUN: userspaceDevice})
 		if err != nil {
 			return err
@@ -64,7 +64,10 @@ type endConfig struct {
 	Device    string `json:"device"`
 	MTU       int    `json:"mtu"` // of the device
 	Own, Peer endSite
-	Profile   string `json:"profile,omitempty"` // file for a CPU profile
+	// User is a process of an ordinary user in whose network namespace the device
+	// is; empty: it is in that of the end, which has all rights.
+	User    string `json:"user,omitempty"`
+	Profile string `json:"profile,omitempty"` // file for a CPU profile
 }
 
 // endSite is what a userspace end is told of a host.

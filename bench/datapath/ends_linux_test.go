@@ -3,6 +3,7 @@ package datapath
 import (
 	"context"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +49,7 @@ func openTestWay(t *testing.T, b *bench, path Path) *way {
 // ends say of them.
 func TestPaths(t *testing.T) {
 	b := newBench(t)
-	for _, path := range Paths {
+	for _, path := range Installed() {
 		t.Run(path.Name, func(t *testing.T) {
 			w := openTestWay(t, b, path)
 			before, err := w.readEnds()
@@ -170,5 +171,20 @@ func TestConfigErrors(t *testing.T) {
 		if _, err := Run(t.Context(), config); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want an error with %q", name, err, test.want)
 		}
+	}
+}
+
+// TestNotInstalled holds that a program that is missing is named with its package.
+func TestNotInstalled(t *testing.T) {
+	b := newBench(t)
+	t.Setenv("PATH", "/nowhere")
+	for _, path := range Paths[len(Paths)-2:] {
+		if slices.ContainsFunc(Installed(), func(p Path) bool { return p.Name == path.Name }) {
+			t.Errorf("%s is installed nowhere", path)
+		}
+	}
+	_, err := b.openWay(t.Context(), Underlays[0], Paths[len(Paths)-1])
+	if err == nil || !strings.Contains(err.Error(), "apt-get install --no-install-recommends util-linux") {
+		t.Errorf("unshare is missing: %v", err)
 	}
 }

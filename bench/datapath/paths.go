@@ -31,6 +31,7 @@ const (
 	pathKernelPods = "kernel-vxlan-pods"
 	pathWeft       = "weft-vxlan"
 	pathWireGuard  = "wireguard-go"
+	pathRootless   = "weft-rootless"
 )
 
 // Paths are those that there are. MTUs: what the encapsulation leaves of the
@@ -45,6 +46,9 @@ var Paths = []Path{
 	{"naive", "a system call per packet, no offloads, at both ends", pathKernel, betweenHosts(naiveTunnel, naiveTunnel)},
 	{pathKernelPods, "kernel VXLAN, from pod to pod", pathKernelPods, betweenPods(kernelVXLAN, kernelVXLAN)},
 	{"weft-vxlan-pods", "weft's engine, from pod to pod", pathKernelPods, betweenPods(weftToWeft, weftToWeft)},
+	{pathRootless, "weft's engine of ordinary users at both ends", pathWeft, betweenHosts(weftRootless, weftRootless)},
+	{"slirp4netns", "a network namespace's way out as most rootless containers have it; nothing reaches in", pathRootless, openTranslated("slirp4netns", slirpArgs)},
+	{"pasta", "the same by its successor", pathRootless, openTranslated("pasta", pastaArgs)},
 }
 
 // way is a Path that is up: programs in from reach programs in to at addr.
@@ -53,6 +57,7 @@ type way struct {
 	from, to *lab.Namespace
 	addr     netip.Addr
 	ends     []*process // what carries packets in userspace, if anything does
+	helpers  []helper
 	hosts    []*lab.Host
 }
 
@@ -61,6 +66,9 @@ func (w *way) close() error {
 	var errs []error
 	for _, end := range w.ends {
 		errs = append(errs, end.close())
+	}
+	for _, h := range w.helpers {
+		errs = append(errs, h.close())
 	}
 	for _, host := range w.hosts {
 		errs = append(errs, host.Close())
@@ -105,7 +113,7 @@ func (b *bench) openWay(ctx context.Context, underlay Underlay, path Path) (w *w
 	if err != nil {
 		return nil, errors.Join(err, p.close())
 	}
-	w.path, w.ends, w.hosts = path, p.ends, p.hosts()
+	w.path, w.ends, w.helpers, w.hosts = path, p.ends, p.helpers, p.hosts()
 	if err := w.check(ctx); err != nil {
 		return nil, errors.Join(err, w.close())
 	}
@@ -124,23 +132,26 @@ const (
 
 // pair is two hosts with a bare link between them, to be joined.
 type pair struct {
-	bench *bench
-	sites [2]*site
-	ends  []*process
-	keys  [2]*ecdh.PrivateKey // of either site; made by the first end that needs one
+	bench   *bench
+	sites   [2]*site
+	ends    []*process
+	helpers []helper
+	keys    [2]*ecdh.PrivateKey // of either site; made by the first end that needs one
 }
 
 // site is one host and the numbers it has in every tunnel.
 type site struct {
 	host   *lab.Host
-	outer  netip.Addr   // on the link
-	subnet netip.Prefix // of the pods; the tunnel device has its first address
+	place  *lab.Namespace // of the tunnel's device, and of programs
+	outer  netip.Addr     // on the link
+	subnet netip.Prefix   // of the pods; the tunnel device has its first address
 	mac    tunnel.MAC
 }
 
 func newSite(number int, host *lab.Host) *site {
 	return &site{
 		host:   host,
+		place:  host.Namespace,
 		outer:  netip.AddrFrom4([4]byte{172, 31, 0, byte(number)}),
 		subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(number), 0}), 24),
 		mac:    tunnel.MAC{0x02, 0, 0, 0, 1, byte(number)},
@@ -163,7 +174,7 @@ func (p *pair) hosts() (hosts []*lab.Host) {
 }
 
 func (p *pair) close() error {
-	return (&way{ends: p.ends, hosts: p.hosts()}).close()
+	return (&way{ends: p.ends, helpers: p.helpers, hosts: p.hosts()}).close()
 }
 
 func openBare(_ context.Context, p *pair) (*way, error) {
@@ -182,7 +193,7 @@ func betweenHosts(sender, receiver end) func(context.Context, *pair) (*way, erro
 				return nil, err
 			}
 		}
-		return &way{from: p.sites[0].host.Namespace, to: p.sites[1].host.Namespace, addr: p.sites[1].inner()}, nil
+		return &way{from: p.sites[0].place, to: p.sites[1].place, addr: p.sites[1].inner()}, nil
 	}
 }
 

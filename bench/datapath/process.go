@@ -8,6 +8,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -39,8 +40,11 @@ type reading struct {
 // with ctx, when closed, and with the bench, whatever happens to that.
 func (b *bench) startEnd(ctx context.Context, host *lab.Host, kind string, config endConfig) (p *process, err error) {
 	// The host's name is for people who look for the process from outside.
-	args := append(append([]string(nil), b.End[1:]...), kind, host.Name())
-	p = &process{kind: kind, host: host.Name(), cmd: host.Command(ctx, b.End[0], args...)}
+	words := append(slices.Clone(b.End), kind, host.Name())
+	if config.User != "" {
+		words = append([]string{"nsenter", "--preserve-credentials", "--user", "--target=" + config.User}, words...)
+	}
+	p = &process{kind: kind, host: host.Name(), cmd: host.Command(ctx, words[0], words[1:]...)}
 	p.stderr = &lines{say: func(line string) { b.Detail(fmt.Sprintf("%s on %s: %s", kind, host.Name(), line)) }}
 	p.cmd.Stderr = p.stderr
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {

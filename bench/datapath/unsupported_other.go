@@ -11,6 +11,8 @@ import (
 
 func openPlainTUN(string) (*os.File, error) { return nil, ErrUnsupported }
 
+func inNetwork(string, func() error) error { return ErrUnsupported }
+
 func pin(int) error { return ErrUnsupported }
 
 func tryCongestionControl(string) error { return ErrUnsupported }

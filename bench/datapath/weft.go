@@ -34,7 +34,7 @@ func openWeft(config endConfig, logger *slog.Logger) (carrier, error) {
 // newEngine opens what the agent opens.
 func newEngine(config endConfig, logger *slog.Logger) (*engine.Engine, error) {
 	workers, err := datapath.Open(datapath.Config{
-		Device: config.Device, MTU: config.MTU, Listen: []netip.AddrPort{config.Own.Outer}, Logger: logger,
+		Device: config.Device, MTU: config.MTU, Listen: []netip.AddrPort{config.Own.Outer}, Inside: config.inside(), Logger: logger,
 	})
 	if err != nil {
 		return nil, err

@@ -92,7 +92,7 @@ func benchDatapathCommand(lacking error) *cobra.Command {
 	f := command.Flags()
 	f.SortFlags = false
 	f.StringSliceVar(&o.underlays, "underlay", nil, "underlays, separated by commas (default all)")
-	f.StringSliceVar(&o.paths, "paths", nil, "paths (default all)")
+	f.StringSliceVar(&o.paths, "paths", nil, "paths (default all whose programs are installed)")
 	f.StringSliceVar(&o.tests, "tests", nil, "tests (default all)")
 	f.IntVar(&o.rounds, "rounds", 3, "measurements of each, interleaved; the median counts")
 	f.IntVar(&o.seconds, "seconds", 2, "length of one measurement")
@@ -188,6 +188,9 @@ func (o benchOptions) plan(config *datapath.Config) (err error) {
 	}
 	if config.Paths, err = choose("paths", datapath.Paths, o.paths); err != nil {
 		return err
+	}
+	if len(o.paths) == 0 {
+		config.Paths = datapath.Installed()
 	}
 	tests, err := choose("tests", datapath.Tests, o.tests)
 	if err != nil {
