@@ -46,8 +46,9 @@ func TestKubernetes(t *testing.T) {
 	testscript.Run(t, script.Params(script.Config{
 		Dir: "testdata/kube", Commands: commands,
 		Setup: func(env *testscript.Env) error {
-			manifest, err := filepath.Abs("../../deploy/weft.yaml")
-			env.Setenv("MANIFEST", manifest)
+			deploy, err := filepath.Abs("../../deploy")
+			env.Setenv("DEPLOY", deploy)
+			env.Setenv("MANIFEST", filepath.Join(deploy, "weft.yaml"))
 			return err
 		},
 	}))
