@@ -227,9 +227,10 @@ func listenLoopback(ctx context.Context, protocol string, port uint16) (sockets,
 	return on, nil
 }
 
-// hasAddress reports whether this host can listen on addr at all.
+// hasAddress reports whether this host can listen on addr at all. TCP tells for
+// UDP, too, and is what no system's package net lacks.
 func hasAddress(ctx context.Context, addr netip.Addr) bool {
-	on, err := listenOn(ctx, UDP, netip.AddrPortFrom(addr, 0))
+	on, err := listenOn(ctx, TCP, netip.AddrPortFrom(addr, 0))
 	on.close()
 	return err == nil
 }
