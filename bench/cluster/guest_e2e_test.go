@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"os"
@@ -221,6 +222,7 @@ func TestGuest(t *testing.T) {
 		return guest.hosts() == "a anna" && slices.Equal(guest.latest.Leases[0].Legs, leaseA.Legs)
 	})
 	checkGuestRights(ctx, t, c, invite)
+	checkLikeOthers(ctx, t, c)
 
 	second := newGuestHost(t, invite, "desktop/2")
 	if _, err := second.NetConf(ctx); err != nil {
@@ -272,6 +274,30 @@ func TestGuest(t *testing.T) {
 	checkExpiry(ctx, t, c, admin, a)
 }
 
+// checkLikeOthers holds that a guest publishes what every host does, and is
+// given no Pods: neither by weft's own DaemonSet, which tolerates every taint.
+func checkLikeOthers(ctx context.Context, t *testing.T, c *Cluster) {
+	t.Helper()
+	published := func(name string) (names []string) {
+		for key := range guestNodeNamed(ctx, t, c, name).Metadata.Annotations {
+			if strings.HasPrefix(key, "flannel.alpha.coreos.com/") {
+				names = append(names, key)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	if of, want := published("anna"), published("a"); !slices.Equal(of, want) {
+		t.Errorf("a guest publishes %v, a node %v", of, want)
+	}
+	var daemons struct {
+		Status struct{ DesiredNumberScheduled int }
+	}
+	if err := c.Request(ctx, http.MethodGet, "/apis/apps/v1/namespaces/kube-weft/daemonsets/weft", nil, &daemons); err != nil || daemons.Status.DesiredNumberScheduled != 2 {
+		t.Errorf("%d Nodes are to run weft's DaemonSet (%v), want the two nodes", daemons.Status.DesiredNumberScheduled, err)
+	}
+}
+
 // checkGuestRights holds that a guest's token is good for its own Node alone,
 // and there for nothing but what its agent writes.
 func checkGuestRights(ctx context.Context, t *testing.T, c *Cluster, invite kube.Invite) {
@@ -287,6 +313,13 @@ func checkGuestRights(ctx context.Context, t *testing.T, c *Cluster, invite kube
 		return object{"status": object{"conditions": []object{{"type": kind, "status": "True", "reason": "x", "message": "y"}}}}
 	}
 	const leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
+	lease := func(metadata object) (changed object) {
+		if err := c.Request(ctx, http.MethodGet, leases+"/anna", nil, &changed); err != nil {
+			t.Fatal(err)
+		}
+		maps.Copy(changed["metadata"].(object), metadata)
+		return changed
+	}
 	tests := []struct {
 		name, verb, path string
 		body             any
@@ -308,6 +341,8 @@ func checkGuestRights(ctx context.Context, t *testing.T, c *Cluster, invite kube
 		{"create a Node", http.MethodPost, "/api/v1/nodes", object{"metadata": object{"name": "x"}}, "forbidden"},
 		{"own Lease", http.MethodGet, leases + "/anna", nil, ""},
 		{"another Lease", http.MethodGet, leases + "/silent", nil, "forbidden"},
+		{"own Lease that cannot be deleted", http.MethodPut, leases + "/anna", lease(map[string]any{"finalizers": []string{"example.com/stay"}}), "only renew"},
+		{"own Lease that is nobody's", http.MethodPut, leases + "/anna", lease(map[string]any{"ownerReferences": nil}), "only renew"},
 		{"all Leases", http.MethodGet, leases, nil, "forbidden"},
 		{"a Lease elsewhere", http.MethodGet, "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/anna", nil, "forbidden"},
 		{"Services", http.MethodGet, "/api/v1/services", nil, ""},
