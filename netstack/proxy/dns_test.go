@@ -294,8 +294,11 @@ func TestLookupOtherServer(t *testing.T) {
 		n.podUDP(t, "10.244.0.3:53", func([]byte) []byte { return nil })
 		d := withDNS(t, n, cluster(), nil)
 		d.SetServices([]Service{dnsService("10.244.0.3:53", "10.244.0.2:53")})
-		if _, err := d.LookupNetIP(testContext(t), "web.default"); err != nil {
-			t.Error(err)
+		if addrs, err := d.LookupNetIP(testContext(t), "web.default"); err != nil || len(addrs) != 2 {
+			t.Errorf("got %v, %v; want both families", addrs, err)
+		}
+		if !d.avoid.has(frontend{UDP, netip.MustParseAddrPort("10.244.0.3:53")}) {
+			t.Error("the silent backend is not avoided")
 		}
 	})
 	t.Run("none known", func(t *testing.T) {
@@ -349,6 +352,18 @@ func TestLookupCache(t *testing.T) {
 		if got := len(z.questions()); got != test.want+2 {
 			t.Errorf("TTL %d, %s: asked %d times after SetDNS, want %d", test.ttl, test.host, got, test.want+2)
 		}
+	}
+}
+
+// TestCacheNoAddress holds that the lack of an address is believed for a short
+// time alone.
+func TestCacheNoAddress(t *testing.T) {
+	d := withDNS(t, newTwin(), cluster(), nil)
+	const name = "empty.cluster.local."
+	_, _ = d.LookupNetIP(testContext(t), name)
+	known, ok := d.resolver.cached[name]
+	if left := time.Until(known.until); !ok || left <= 0 || left > noNameTTL {
+		t.Errorf("believed for %v (%v), want at most %v", left, ok, noNameTTL)
 	}
 }
 

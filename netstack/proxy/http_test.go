@@ -143,6 +143,7 @@ func TestHTTPStreams(t *testing.T) {
 			io.Copy(conn, buffered)
 			return
 		}
+		w.Header().Set("Content-Length", "11")
 		io.WriteString(w, "first")
 		w.(http.Flusher).Flush()
 		<-more

@@ -95,8 +95,7 @@ func (s *Server) serve(client *counted) {
 		s.serveSOCKS(client, conn)
 		return
 	}
-	_ = client.SetReadDeadline(time.Time{})
-	_ = s.http.Serve(&single{conn: conn}) // returns as soon as it has taken the one connection
+	_ = s.http.Serve(&single{conn: conn}) // returns as soon as it has taken the one connection; sets deadlines itself
 	<-client.gone
 }
 

@@ -148,6 +148,15 @@ type socksTarget struct {
 	relayed chan struct{}
 }
 
+// LocalAddr is what the library answers with. It wants "address:port", which a
+// connection that broke meanwhile may not have any more.
+func (t *socksTarget) LocalAddr() net.Addr {
+	if addr, ok := t.Conn.LocalAddr().(*net.TCPAddr); ok {
+		return addr
+	}
+	return &net.TCPAddr{IP: net.IPv4zero}
+}
+
 // WriteTo relays both directions to their end: io.Copy from the target calls it.
 func (t *socksTarget) WriteTo(io.Writer) (int64, error) {
 	defer close(t.relayed)

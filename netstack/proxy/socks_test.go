@@ -170,6 +170,54 @@ func TestHalfOpenClients(t *testing.T) {
 	}
 }
 
+// pipes is an overlay where everybody answers with what he was sent.
+type pipes struct {
+	nowhere
+	group sync.WaitGroup
+}
+
+func (p *pipes) DialContext(context.Context, string, netip.AddrPort) (net.Conn, error) {
+	near, far := net.Pipe()
+	p.group.Go(func() { echo(far) })
+	return near, nil
+}
+
+// TestSilentTunnels holds that the time for saying what one wants does not
+// bound what comes after it.
+func TestSilentTunnels(t *testing.T) {
+	for said, answer := range map[string]string{
+		"\x05\x01\x00\x05\x01\x00\x01\x0a\xf4\x01\x07\x00\x50": "\x05\x00\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00",
+		"CONNECT 10.244.1.7:80 HTTP/1.1\r\nHost: x\r\n\r\n":    "HTTP/1.1 200 Connection established\r\n\r\n",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			overlay := &pipes{}
+			s, err := NewServer(ServerConfig{Dialer: newTestDialer(t, overlay, nil), Logger: quiet()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			listener := newPipeListener()
+			go s.Serve(listener)
+			conn := listener.dial()
+			go io.WriteString(conn, said)
+			got := make([]byte, len(answer))
+			if _, err := io.ReadFull(conn, got); err != nil {
+				t.Fatalf("%q: %v after %q", said, err, got)
+			}
+			for range 3 {
+				time.Sleep(100 * time.Hour)
+				if _, err := io.WriteString(conn, "x"); err != nil {
+					t.Fatalf("%q: %v", said, err)
+				}
+				if _, err := io.ReadFull(conn, got[:1]); err != nil || got[0] != 'x' {
+					t.Fatalf("%q: got %q, %v", said, got[0], err)
+				}
+			}
+			s.Close()
+			overlay.group.Wait()
+		})
+	}
+}
+
 // associated is a client of UDP ASSOCIATE.
 type associated struct {
 	net.Conn // UDP
