@@ -243,7 +243,7 @@ func TestFlagsAreAccepted(t *testing.T) {
 	if os.Getenv("WEFT_BIN") == "" {
 		t.Cleanup(func() { os.RemoveAll(filepath.Dir(path)) })
 	}
-	for _, container := range decode(t).containers() {
+	for _, container := range append(decode(t).containers(), revokeJob(t).Containers...) {
 		// Flags are parsed in order, so the help comes only if all are good.
 		command := exec.CommandContext(t.Context(), path, append(container.Args, "--help")...)
 		command.Env = append(os.Environ(), "FLANNELD_V=0")
