@@ -6,30 +6,30 @@ import (
 	"strings"
 )
 
-// switches that keep ordinary users from making namespaces, with the value
-// that forbids it and the setting that allows it.
-var switches = []struct{ path, forbids, cure string }{
-	{"/proc/sys/user/max_user_namespaces", "0", "user.max_user_namespaces=10000"},
-	{"/proc/sys/user/max_net_namespaces", "0", "user.max_net_namespaces=10000"},
-	{"/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"},
-	{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0"},
-}
+// Cures is what keeps ordinary users of this machine from making namespaces of
+// some kinds, as in "user" and "net", each with the command that allows it.
+func Cures(kinds ...string) []string { return curesIn("", kinds) }
 
-// cures is what allows user namespaces on this machine, in words for the end of
-// an error.
-func cures() string { return curesIn("") }
-
-// curesIn reads the switches below a directory.
-func curesIn(root string) string {
-	var found []string
-	for _, s := range switches {
-		if value, err := os.ReadFile(root + s.path); err == nil && strings.TrimSpace(string(value)) == s.forbids {
-			found = append(found, "as root, run: sysctl -w "+s.cure)
+// curesIn reads the settings below a directory.
+func curesIn(root string, kinds []string) (cures []string) {
+	look := func(path, forbids, setting string) {
+		if value, err := os.ReadFile(root + path); err == nil && strings.TrimSpace(string(value)) == forbids {
+			cures = append(cures, fmt.Sprintf("%s is %s: as root, run: sysctl -w %s", path, forbids, setting))
 		}
 	}
-	if len(found) == 0 {
-		return " (a seccomp profile of a container may forbid it, or one of the sysctls user.max_user_namespaces, " +
-			"kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)"
+	for _, kind := range kinds {
+		look("/proc/sys/user/max_"+kind+"_namespaces", "0", "user.max_"+kind+"_namespaces=10000")
 	}
-	return fmt.Sprintf(" (%s)", strings.Join(found, "; "))
+	look("/proc/sys/kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1")
+	look("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "kernel.apparmor_restrict_unprivileged_userns=0")
+	return cures
+}
+
+// cures ends an error.
+func cures() string {
+	if found := Cures("user", "net"); len(found) > 0 {
+		return fmt.Sprintf(" (%s)", strings.Join(found, "; "))
+	}
+	return " (a seccomp profile of a container may forbid it, or one of the sysctls user.max_user_namespaces, " +
+		"kernel.unprivileged_userns_clone and kernel.apparmor_restrict_unprivileged_userns)"
 }
