@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"syscall"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -116,8 +118,11 @@ func (s *Stack) ListenUDP(local netip.AddrPort) (net.PacketConn, error) {
 // bind makes an endpoint with a local address and port.
 func (s *Stack) bind(network string, protocol tcpip.TransportProtocolNumber, local netip.AddrPort) (*endpoint, error) {
 	addr := local.Addr().Unmap()
-	if s.closing.Load() {
+	switch {
+	case s.closing.Load():
 		return nil, net.ErrClosed
+	case addr.IsValid() && !addr.IsUnspecified() && !slices.Contains(s.addresses, addr):
+		return nil, fmt.Errorf("%w: %s has %v", syscall.EADDRNOTAVAIL, s.name, s.addresses)
 	}
 	e, err := s.open(network, protocol, addr.Is4())
 	if err != nil {

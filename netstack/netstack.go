@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -50,8 +52,10 @@ type Stack struct {
 	logger *slog.Logger
 	stack  *stack.Stack
 	link   *link
-	// source is the first address of each family, by whether it is IPv4.
-	source map[bool]netip.Addr
+	// addresses are all there are, source the first of each family, by whether it
+	// is IPv4.
+	addresses []netip.Addr
+	source    map[bool]netip.Addr
 	// input4 and input6 are where packets of each family enter gVisor.
 	input4, input6 stack.NetworkEndpoint
 
@@ -77,6 +81,7 @@ func New(config Config) (*Stack, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
+	log.SetTarget(logTo{config.Logger})
 	s := &Stack{
 		name: config.Name, logger: config.Logger, link: newLink(config.MTU),
 		stack: stack.New(stack.Options{
@@ -87,7 +92,7 @@ func New(config Config) (*Stack, error) {
 			// A program may dial its own host.
 			HandleLocal: true,
 		}),
-		source: map[bool]netip.Addr{},
+		addresses: slices.Clone(config.Addresses), source: map[bool]netip.Addr{},
 		aside:  make(chan *stack.PacketBuffer, maxAside),
 		closed: make(chan struct{}),
 		stop:   make(chan struct{}),

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -91,7 +92,7 @@ func run(t testing.TB, sites ...*site) {
 		go func() { stopped <- s.engine.Run(ctx) }()
 		t.Cleanup(func() {
 			stop()
-			if err := <-stopped; err != nil {
+			if err := <-stopped; err != nil && !errors.Is(err, tunnel.ErrClosed) {
 				t.Error(err)
 			}
 		})

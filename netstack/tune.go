@@ -9,11 +9,14 @@ import (
 )
 
 const (
-	// Buffers start at bufferDefault bytes and TCP's grow to bufferMax as a
-	// connection is seen to need it.
-	bufferMin     = 4 << 10
-	bufferDefault = 1 << 20
-	bufferMax     = 8 << 20
+	bufferMin = 4 << 10
+	// TCP's buffers start at these sizes, in bytes, and grow up to the largest as
+	// a connection is seen to need it: as Linux has it, so that the windows of
+	// many connections do not overrun the socket beneath before losses tell them.
+	receiveDefault, receiveMax = 128 << 10, 8 << 20
+	sendDefault, sendMax       = 256 << 10, 4 << 20
+	// datagramBuffer is that of UDP and ICMP, which does not grow.
+	datagramBuffer = 1 << 20
 
 	// timeWait and lingerTime are how long a closed connection is remembered. On
 	// an overlay nothing lives for the minutes that the Internet once feared, and
@@ -38,8 +41,8 @@ func (s *Stack) tune() error {
 		wait     = tcpip.TCPTimeWaitTimeoutOption(timeWait)
 		reuse    = tcpip.TCPTimeWaitReuseGlobal
 		linger   = tcpip.TCPLingerTimeoutOption(lingerTime)
-		receive  = tcpip.TCPReceiveBufferSizeRangeOption{Min: bufferMin, Default: bufferDefault, Max: bufferMax}
-		send     = tcpip.TCPSendBufferSizeRangeOption{Min: bufferMin, Default: bufferDefault, Max: bufferMax}
+		receive  = tcpip.TCPReceiveBufferSizeRangeOption{Min: bufferMin, Default: receiveDefault, Max: receiveMax}
+		send     = tcpip.TCPSendBufferSizeRangeOption{Min: bufferMin, Default: sendDefault, Max: sendMax}
 	)
 	for _, option := range []tcpip.SettableTransportProtocolOption{
 		&sack, &moderate, &congestion, &recovery, &wait, &reuse, &linger, &receive, &send,
@@ -48,10 +51,9 @@ func (s *Stack) tune() error {
 			return fmt.Errorf("set TCP option %T: %w", option, asError(err))
 		}
 	}
-	// Those of UDP and ICMP do not grow.
 	for _, option := range []any{
-		tcpip.ReceiveBufferSizeOption{Min: bufferMin, Default: bufferDefault, Max: bufferMax},
-		tcpip.SendBufferSizeOption{Min: bufferMin, Default: bufferDefault, Max: bufferMax},
+		tcpip.ReceiveBufferSizeOption{Min: bufferMin, Default: datagramBuffer, Max: receiveMax},
+		tcpip.SendBufferSizeOption{Min: bufferMin, Default: datagramBuffer, Max: receiveMax},
 	} {
 		if err := s.stack.SetOption(option); err != nil {
 			return fmt.Errorf("set option %T: %w", option, asError(err))
