@@ -26,7 +26,7 @@ func (e usageError) Unwrap() error { return e.error }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:])
+	code := managed(ctx, func(ctx context.Context) int { return run(ctx, os.Args[1:]) })
 	stop()
 	os.Exit(code)
 }
@@ -66,6 +66,7 @@ func rootCommand() *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), versionCommand())
 	root.AddCommand(inviteCommand(), invitesCommand(), revokeCommand())
+	root.AddCommand(serviceCommand(systemServices()))
 	return root
 }
 
