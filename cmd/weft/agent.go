@@ -48,6 +48,7 @@ type options struct {
 	offload                                 map[string]string
 	logFormat, logLevel                     string
 	rootless                                rootless
+	netstack                                netstackOptions
 	invited
 }
 
@@ -78,13 +79,14 @@ func agentCommand() *cobra.Command {
 func (o *options) register(f *pflag.FlagSet) {
 	f.SortFlags = false
 	f.StringVar(&o.engine, "engine", "auto", "who carries packets: auto, kernel or userspace")
-	f.StringVar(&o.device, "device", "auto", "where packets enter the engine: auto, kernel or tun")
+	f.StringVar(&o.device, "device", "auto", "where packets enter the engine: auto, kernel, tun or netstack")
 	f.IntVar(&o.workers, "workers", 0, "threads of the userspace engine; 0: one on up to 3 CPUs, else half as many as CPUs, at most 4")
 	f.StringToStringVar(&o.offload, "offload", nil, "what the userspace engine leaves to others, as in gso=off,uso=on (auto, on or off each):\n"+
 		"tso, uso: TCP and UDP super-packets of the TUN; gso, gro: runs of datagrams sent and received;\n"+
 		"checksum: inner checksums left to peers. on: though the kernel's version or a probe speaks against it")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
 	o.registerRootless(f)
+	o.netstack.register(f)
 	o.registerInvite(f)
 	f.StringVar(&o.runDir, "run-dir", defaultRunDir(), "directory of the local API socket")
 	f.StringVar(&o.socket, "socket", "", "local API socket (default RUN-DIR/weft.sock)")
@@ -162,10 +164,11 @@ func runAgent(ctx context.Context, o options) error {
 		return err
 	}
 	inner, err := o.enterRootless(ctx, logger)
-	if err != nil {
+	if err = o.netstack.insteadOfTUN(err, o); err != nil {
 		return err
 	}
-	host, err := newHost(hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads, Inner: inner})
+	config := hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads, Inner: inner}
+	host, err := newHost(config)
 	if err != nil {
 		return err
 	}
@@ -185,21 +188,25 @@ func runAgent(ctx context.Context, o options) error {
 	if o.healthPort != 0 {
 		cfg.Health = net.JoinHostPort(o.healthIP, strconv.Itoa(o.healthPort))
 	}
+	run, err := o.netstack.around(&cfg, config, o.guest)
+	if err != nil {
+		return err
+	}
 	member, err := agent.New(cfg)
 	if err != nil {
 		return usageError{err}
 	}
 	logger.Info("weft agent starts", "version", version(), "host", o.node)
-	err = member.Run(ctx)
+	err = run(ctx, member.Run)
 	logger.Info("weft agent ends; what it put into the kernel stays", "err", err)
 	return err
 }
 
 // chosenEngine joins --engine and --device: each device belongs to one engine.
 func (o options) chosenEngine() (string, error) {
-	engine, known := map[string]string{"auto": o.engine, "kernel": "kernel", "tun": "userspace"}[o.device]
+	engine, known := map[string]string{"auto": o.engine, "kernel": "kernel", "tun": "userspace", "netstack": "userspace"}[o.device]
 	if !known {
-		return "", usageError{fmt.Errorf("--device %q: want auto, kernel or tun", o.device)}
+		return "", usageError{fmt.Errorf("--device %q: want auto, kernel, tun or netstack", o.device)}
 	}
 	if o.engine != "auto" && o.engine != engine {
 		return "", usageError{fmt.Errorf("--device=%s does not go with --engine=%s: leave one of them out", o.device, o.engine)}

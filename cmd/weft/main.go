@@ -64,7 +64,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), versionCommand())
+	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), forwardCommand(), exposeCommand(), pingCommand(), versionCommand())
 	root.AddCommand(inviteCommand(), invitesCommand(), revokeCommand())
 	root.AddCommand(serviceCommand(systemServices()))
 	return root

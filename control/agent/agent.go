@@ -90,6 +90,8 @@ type Config struct {
 	Host    Host
 	Engine  string // auto, kernel or userspace
 	Device  string // TUN name; empty: this host has no device, and programs nothing
+	// DeviceReason is why it has none.
+	DeviceReason string
 
 	Masquerade    bool
 	RandomFully   bool
@@ -233,7 +235,7 @@ func (a *Agent) waitUnderlay(ctx context.Context, changes <-chan struct{}) (Oute
 func (a *Agent) chooseEngine(ctx context.Context) (engine tunnel.Engine, reason string, err error) {
 	switch {
 	case a.Device == "":
-		return tunnel.EngineUserspace, "this host has no device", nil
+		return tunnel.EngineUserspace, "no device: " + a.DeviceReason, nil
 	case a.Engine == string(tunnel.EngineUserspace):
 		return tunnel.EngineUserspace, "asked for by --engine=userspace", nil
 	}

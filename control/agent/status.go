@@ -174,6 +174,9 @@ func putPathMTUs(peers []PeerStatus, mtus map[netip.Prefix]int) {
 	}
 }
 
+// noDevice stands for the device of a host that has none.
+const noDevice = "none"
+
 // joined records the lease and the engine.
 func (t *Tracker) joined(self control.Self, policy control.Policy, engineReason string) {
 	t.waitFor(topicStart, "")
@@ -183,6 +186,9 @@ func (t *Tracker) joined(self control.Self, policy control.Policy, engineReason 
 	s.Engine, s.EngineReason = string(self.Engine), engineReason
 	s.Encap = policy.Backend
 	s.Device = self.Underlay.Link // until the plan has one of our own
+	if self.Engine == tunnel.EngineUserspace && self.Device == "" {
+		s.Device = noDevice
+	}
 	for _, leg := range self.Lease.Legs {
 		s.Subnets = append(s.Subnets, leg.Subnet.String())
 		s.PublicIPs = append(s.PublicIPs, leg.PublicIP.String())

@@ -52,6 +52,9 @@
 //	                                         ICMP to every address of TARGET in the families that PLACE
 //	                                         has, each until it answers; with !, none may answer count (3) requests
 //	reach PLACE TARGET [timeout=10s]         ICMP, TCP and UDP; with !, none of them
+//	echo PLACE PORT                          an echo service for TCP and UDP, until the script ends
+//	web PLACE PORT                           an HTTP service that says who it is and who has asked
+//	ask PLACE tcp|udp ADDRESS:PORT           send to an echo service and compare what comes back
 //	throughput PLACE TARGET [time=1s]        one TCP stream; prints Gbit/s
 //	dump PLACE links|addrs|routes|neigh|fdb|nft [DEVICE]
 //	                                         see lab.Dump; MACs of devices are printed as <host:device>
@@ -128,7 +131,7 @@ type runKey struct{}
 // its own Lab.
 func Params(config Config) testscript.Params {
 	commands := map[string]Command{}
-	for _, set := range []map[string]Command{networkCommands, programCommands, podCommands, probeCommands, etcdCommands, config.Commands} {
+	for _, set := range []map[string]Command{networkCommands, programCommands, podCommands, probeCommands, serveCommands, etcdCommands, config.Commands} {
 		for name, command := range set {
 			commands[name] = command
 		}
