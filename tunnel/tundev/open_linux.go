@@ -70,7 +70,7 @@ func openError(err error) error {
 		unix.ENOENT: "the node is missing: modprobe tun, or mkdir -p /dev/net && mknod -m 0666 " + node + " c 10 200; in a container: --device " + node,
 		unix.ENODEV: "the kernel has no TUN driver: modprobe tun",
 		unix.ENXIO:  "the kernel has no TUN driver: modprobe tun",
-		unix.EACCES: "this user may not open it: chmod 0666 " + node + " (to last: KERNEL==\"tun\", MODE=\"0666\" in /etc/udev/rules.d), or run as root",
+		unix.EACCES: "this user may not open it: chmod 0666 " + node + ", or run as root; it lasts by a udev rule: KERNEL==\"tun\", MODE=\"0666\"",
 		unix.EPERM:  "the device rules of this container forbid it: allow character device 10:200, or --device " + node,
 	}[err]
 	return withCure("open "+node, cure, err)

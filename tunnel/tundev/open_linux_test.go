@@ -163,3 +163,10 @@ func TestNegotiate(t *testing.T) {
 		t.Errorf("everything refused: %v, want %v", err, unix.EBADFD)
 	}
 }
+
+// TestUsable holds that whoever may run these tests may make a TUN.
+func TestUsable(t *testing.T) {
+	if err := Usable(); err != nil {
+		t.Error(err)
+	}
+}
