@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -157,16 +159,6 @@ func TestPortsAddRemove(t *testing.T) {
 		t.Errorf("%v: blames one of our own", err)
 	}
 
-	expose := Expose{Protocol: TCP, Port: 22}
-	if _, err := ps.AddExpose(ctx, expose); err != nil {
-		t.Fatal(err)
-	}
-	_, err = ps.AddExpose(ctx, expose)
-	wantError(t, err, "22=127.0.0.1:22", "in use", "expose/tcp/22")
-	if _, err := ps.AddExpose(ctx, Expose{Protocol: UDP, Port: 22}); err != nil {
-		t.Errorf("the same port of the other protocol: %v", err)
-	}
-
 	conn, err := net.Dial(TCP, local.String())
 	if err != nil {
 		t.Fatal(err)
@@ -191,6 +183,21 @@ func TestPortsAddRemove(t *testing.T) {
 	}
 	if left := ps.List(); len(left) != 0 {
 		t.Errorf("left after Close: %v", left)
+	}
+}
+
+func TestExposeTwice(t *testing.T) {
+	n := newTwin()
+	ps := newTestPorts(t, n, newTestDialer(t, n, nil))
+	ctx := testContext(t)
+	expose := Expose{Protocol: TCP, Port: 22}
+	if _, err := ps.AddExpose(ctx, expose); err != nil {
+		t.Fatal(err)
+	}
+	_, err := ps.AddExpose(ctx, expose)
+	wantError(t, err, "22=127.0.0.1:22", "in use", "expose/tcp/22")
+	if _, err := ps.AddExpose(ctx, Expose{Protocol: UDP, Port: 22}); err != nil {
+		t.Errorf("the same port of the other protocol: %v", err)
 	}
 }
 
@@ -242,5 +249,86 @@ func TestStateJSON(t *testing.T) {
 		`"connections":0,"connections_total":0,"bytes_in":0,"bytes_out":0,"dropped":0}]`
 	if err != nil || string(got) != want {
 		t.Errorf("got %s, %v\nwant %s", got, err, want)
+	}
+}
+
+// TestForwardOversized holds that a datagram larger than the target's side
+// carries is dropped, counted and told of once, and that its flow goes on.
+func TestForwardOversized(t *testing.T) {
+	n := newTwin()
+	n.podUDP(t, "10.244.1.7:53", same)
+	var told bytes.Buffer
+	ps, err := NewPorts(PortsConfig{Network: n, Dialer: newTestDialer(t, n, nil), Logger: slog.New(slog.NewTextHandler(&told, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ps.Close()
+	state, err := ps.AddForward(testContext(t), Forward{Protocol: UDP, Local: netip.MustParseAddrPort("[::1]:0"), Remote: "10.244.1.7:53"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial(UDP, state.Listen[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for i := range uint64(3) {
+		// IPv6 carries 65527 bytes, IPv4 65507.
+		if _, err := conn.Write(make([]byte, 65520)); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is counted", func() bool { return ps.List()[0].Dropped == i+1 })
+		if got := exchangeUDP(t, conn, "small"); got != "small" {
+			t.Errorf("got %q", got)
+		}
+	}
+	if got := ps.List()[0]; got.Total != 1 {
+		t.Errorf("%d flows, want the one", got.Total)
+	}
+	ps.Close()
+	if lines := strings.Count(told.String(), "datagram dropped"); lines != 1 {
+		t.Errorf("told of it %d times, want once:\n%s", lines, &told)
+	}
+}
+
+func BenchmarkForward(b *testing.B) {
+	n := newTwin()
+	sink, err := n.ListenTCP(netip.MustParseAddrPort("10.244.1.7:80"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sink.Close()
+	d, err := NewDialer(DialerConfig{Network: n, Overlay: podNetworks, Logger: quiet()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ps, err := NewPorts(PortsConfig{Network: n, Dialer: d, Logger: quiet()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ps.Close()
+	state, err := ps.AddForward(b.Context(), Forward{Protocol: TCP, Remote: "10.244.1.7:80"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	conn, err := net.Dial(TCP, state.Listen[0])
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer conn.Close()
+	far, err := sink.Accept()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer far.Close()
+	sent := make([]byte, 1<<20)
+	received := make([]byte, 1<<20)
+	b.SetBytes(int64(len(sent)))
+	b.ReportAllocs()
+	for b.Loop() {
+		go conn.Write(sent)
+		if _, err := io.ReadFull(far, received); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

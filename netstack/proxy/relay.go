@@ -206,6 +206,7 @@ func (c *counted) Close() error {
 // the listener.
 func accept(ctx context.Context, group *sync.WaitGroup, listener net.Listener, count *traffic, failing func(error), handle func(*counted)) {
 	defer closeOn(ctx, listener)()
+	var serving atomic.Int64
 	var pause backoff
 	for {
 		conn, err := listener.Accept()
@@ -224,13 +225,15 @@ func accept(ctx context.Context, group *sync.WaitGroup, listener net.Listener, c
 		}
 		pause = 0
 		failing(nil)
-		if count.open.Load() >= maxConnections {
+		if serving.Load() >= maxConnections {
 			count.dropped.Add(1)
 			reset(conn)
 			continue
 		}
 		client := newCounted(conn, count)
+		serving.Add(1)
 		group.Go(func() {
+			defer serving.Add(-1)
 			defer client.Close()
 			handle(client)
 		})
