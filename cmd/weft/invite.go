@@ -92,7 +92,8 @@ func inviteCommand() *cobra.Command {
 	f.SortFlags = false
 	f.DurationVar(&request.TTL, "ttl", 8*time.Hour, "how long the invite is good for")
 	f.StringVarP(&output, "output", "o", "", "file to write, for its owner alone (default: standard output)")
-	f.BoolVar(&request.Renew, "renew", false, "make a new file, with more time, for a guest that has been invited already")
+	f.BoolVar(&request.Renew, "renew", false, "give a guest that has been invited already more time: its agent takes the new file over if it\n"+
+		"is put where the first one is")
 	f.StringVar(&request.APIURL, "guest-api-url", "", "URL at which the guest reaches the API server (default: the kubeconfig's)")
 	f.StringSliceVar(&podCIDRs, "pod-cidr", nil, "the guest's pod CIDR, one per family, where kube-controller-manager assigns none")
 	f.StringVar(&netConfPath, "net-config-path", "", "net-conf.json (default: that in the ConfigMap of weft or flannel)")

@@ -39,6 +39,8 @@ type Invite struct {
 	ProxyURL      string // empty: none
 	CA            []byte // PEM; empty: the system's authorities
 	Token         string
+
+	path string // of the file it came from: a renewed invite is put there
 }
 
 // inviteFile is the form of an invite: a kubeconfig of one context, so that
@@ -131,6 +133,7 @@ func LoadInvite(path string) (Invite, error) {
 	if now := time.Now(); !now.Before(invite.Expires) {
 		return Invite{}, fmt.Errorf("invite %s: %w", path, expired(invite.Node, invite.Expires))
 	}
+	invite.path = path
 	return invite, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -103,12 +104,15 @@ func New(cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := newAPI(config)
-	if err != nil {
+	s := &Source{cfg: cfg, prefix: prefix, name: cfg.NodeName, wake: make(chan struct{}, 1)}
+	if cfg.Invite != nil {
+		s.hold.identity, s.hold.invite = cfg.Machine+"/"+strings.ToLower(crand.Text()[:8]), *cfg.Invite
+		config.BearerToken = ""
+		config.Wrap(func(next http.RoundTripper) http.RoundTripper { return guestTransport{next, &s.hold} })
+	}
+	if s.api, err = newAPI(config); err != nil {
 		return nil, err
 	}
-	s := &Source{cfg: cfg, api: client, prefix: prefix, name: cfg.NodeName, wake: make(chan struct{}, 1)}
-	s.hold.identity = cfg.Machine + "/" + strings.ToLower(crand.Text()[:8])
 	s.nodes = newNodes(prefix, s.poke)
 	return s, nil
 }

@@ -43,7 +43,45 @@ type hold struct {
 	identity string // this process: the machine, then something random
 
 	mu      sync.Mutex
+	invite  Invite    // as last read
 	refused time.Time // since when the API server refuses the token; zero: it does not
+}
+
+// now is the invite as last read.
+func (h *hold) now() Invite {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.invite
+}
+
+// reread takes over a renewed invite, put where the first one was: it is the
+// same guest with more time. It reports whether there was one.
+func (h *hold) reread() bool {
+	old := h.now()
+	if old.path == "" {
+		return false
+	}
+	fresh, err := LoadInvite(old.path)
+	if err != nil || fresh.Node != old.Node || !fresh.Expires.After(old.Expires) {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.invite = fresh
+	return true
+}
+
+// guestTransport says who the guest is, by the token it has now.
+type guestTransport struct {
+	next http.RoundTripper
+	hold *hold
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t guestTransport) RoundTrip(request *http.Request) (*http.Response, error) {
+	request = request.Clone(request.Context())
+	request.Header.Set("Authorization", "Bearer "+t.hold.now().Token)
+	return t.next.RoundTrip(request)
 }
 
 // holdTime is how Lease holders are shown to people.
@@ -66,8 +104,8 @@ func (s *Source) final(err error) error {
 		if now.Sub(s.hold.refused) < refusedFor {
 			return err
 		}
-		if !now.Before(s.cfg.Invite.Expires) {
-			return finalError{expired(name, s.cfg.Invite.Expires)}
+		if end := s.hold.invite.Expires; !now.Before(end) {
+			return finalError{expired(name, end)}
 		}
 		return finalError{fmt.Errorf("the API server does not take the invite of %s any more: it was revoked; ask an administrator for a new one (weft invite %s)", name, name)}
 	case errors.Is(err, errNoNode):
@@ -144,7 +182,7 @@ func holderOf(held *coordinationv1.Lease) (holder string, renewed time.Time) {
 // machine has it; it lets go of the Lease when ctx is done, so that the invite
 // can be used elsewhere at once.
 func (s *Source) keepHold(ctx context.Context) error {
-	end := time.NewTimer(time.Until(s.cfg.Invite.Expires))
+	end := time.NewTimer(time.Until(s.hold.now().Expires))
 	defer end.Stop()
 	tick := time.NewTicker(leaseRenewal)
 	defer tick.Stop()
@@ -154,8 +192,15 @@ func (s *Source) keepHold(ctx context.Context) error {
 			s.letGo(context.WithoutCancel(ctx))
 			return ctx.Err()
 		case <-end.C:
-			return expired(s.cfg.Invite.Node, s.cfg.Invite.Expires)
+			if !s.hold.reread() {
+				return expired(s.cfg.Invite.Node, s.hold.now().Expires)
+			}
+			end.Reset(time.Until(s.hold.now().Expires))
 		case <-tick.C:
+			if s.hold.reread() {
+				s.cfg.Logger.Info("the invite was renewed", "expires", s.hold.now().Expires)
+				end.Reset(time.Until(s.hold.now().Expires))
+			}
 		}
 		if err := s.retry(ctx, topicHold, s.renewOwn); err != nil && ctx.Err() == nil {
 			return err

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -199,7 +203,7 @@ func TestGuestRefusals(t *testing.T) {
 		isFinal := func(err error) bool { return errors.As(err, new(finalError)) }
 		invite := newInvite()
 		invite.Expires = time.Now().Add(time.Hour)
-		s := &Source{cfg: Config{Invite: &invite}}
+		s := &Source{cfg: Config{Invite: &invite}, hold: hold{invite: invite}}
 		if err := s.final(unauthorized); isFinal(err) {
 			t.Errorf("the first refusal: %v", err)
 		}
@@ -242,8 +246,11 @@ func TestExpiredGuests(t *testing.T) {
 		renewed := guest("renewed", 4, at(time.Hour))
 		list := []any{newPeer("a", 1), guest("early", 2, at(time.Hour)), guest("late", 3, at(2*time.Hour)), renewed, guest("odd", 5, "soon")}
 		s.nodes.Replace(list, "")
+		var mu sync.Mutex
 		var hosts, problems []string
 		go s.deliver(t.Context(), func(snapshot control.Snapshot) {
+			mu.Lock()
+			defer mu.Unlock()
 			hosts, problems = nil, nil
 			for _, lease := range snapshot.Leases {
 				hosts = append(hosts, lease.Host)
@@ -256,6 +263,8 @@ func TestExpiredGuests(t *testing.T) {
 			t.Helper()
 			time.Sleep(d)
 			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			if strings.Join(hosts, " ") != wantHosts || strings.Join(problems, " ") != wantProblems {
 				t.Errorf("hosts are %v and problems %v, want %s and %s", hosts, problems, wantHosts, wantProblems)
 			}
@@ -268,4 +277,58 @@ func TestExpiredGuests(t *testing.T) {
 		step(time.Second, "a late renewed", "early odd")
 		step(time.Hour, "a renewed", "early late odd")
 	})
+}
+
+// TestRenewedInvite holds that a renewed invite is used once it lies where the
+// first one did, and nothing else that lies there.
+func TestRenewedInvite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "invite")
+	put := func(change func(*Invite)) {
+		t.Helper()
+		invite := newInvite()
+		change(&invite)
+		if err := os.WriteFile(path, []byte(encode(t, invite)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(func(*Invite) {})
+	invite, err := LoadInvite(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var seen string
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = r.Header.Get("Authorization") }))
+	t.Cleanup(server.Close)
+	h := hold{invite: invite}
+	client := http.Client{Transport: guestTransport{server.Client().Transport, &h}}
+	ask := func() string {
+		t.Helper()
+		answer, err := client.Get(server.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		return seen
+	}
+	later := func(i *Invite) { i.Token, i.Expires = "new", i.Expires.Add(time.Hour) }
+	for name, change := range map[string]func(*Invite){
+		"the same":        func(*Invite) {},
+		"an earlier one":  func(i *Invite) { later(i); i.Expires = time.Now().Add(time.Hour) },
+		"another guest's": func(i *Invite) { later(i); i.Node = "other" },
+	} {
+		put(change)
+		if h.reread() || ask() != "Bearer secret" {
+			t.Errorf("%s was taken over: %s", name, seen)
+		}
+	}
+	put(later)
+	if !h.reread() || ask() != "Bearer new" {
+		t.Errorf("a renewed invite was not taken over: %s", seen)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if h.reread() || ask() != "Bearer new" {
+		t.Errorf("without the file the guest is %s", seen)
+	}
 }
