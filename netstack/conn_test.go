@@ -239,8 +239,8 @@ func TestLoss(t *testing.T) {
 	a, b := onWire(t, tunneltest.WireConfig{Seed: 1, Loss: 0.01, Reorder: 0.01}, tunnel.Offloads{})
 	group, ctx := errgroup.WithContext(timeout(t, 2*time.Minute))
 	for i := range 4 {
-		group.Go(func() error { return transfer(ctx, a, b, i%2 == 0, 2<<20) })
-		group.Go(func() error { return transfer(ctx, b, a, i%2 == 0, 2<<20) })
+		group.Go(func() error { return transfer(ctx, a.dial, b.listen, i%2 == 0, 2<<20) })
+		group.Go(func() error { return transfer(ctx, b.dial, a.listen, i%2 == 0, 2<<20) })
 	}
 	if err := group.Wait(); err != nil {
 		t.Error(err)
@@ -257,8 +257,8 @@ func TestMTU(t *testing.T) {
 			defer close(done)
 			inner, ctx := errgroup.WithContext(ctx)
 			for _, is4 := range []bool{true, false} {
-				inner.Go(func() error { return transfer(ctx, a, b, is4, 30<<20) })
-				inner.Go(func() error { return transfer(ctx, b, a, is4, 30<<20) })
+				inner.Go(func() error { return transfer(ctx, a.dial, b.listen, is4, 30<<20) })
+				inner.Go(func() error { return transfer(ctx, b.dial, a.listen, is4, 30<<20) })
 			}
 			return inner.Wait()
 		})
@@ -296,7 +296,7 @@ func TestPathMTU(t *testing.T) {
 		}
 	}
 	for _, is4 := range []bool{true, false} {
-		if err := transfer(timeout(t, 30*time.Second), a, b, is4, 5<<20); err != nil {
+		if err := transfer(timeout(t, 30*time.Second), a.dial, b.listen, is4, 5<<20); err != nil {
 			t.Error(err)
 		}
 	}

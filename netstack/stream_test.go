@@ -15,9 +15,23 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// dialFunc and listenFunc make the two ends of streams.
+type (
+	dialFunc   func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	listenFunc func(is4 bool) (net.Listener, error)
+)
+
+func (s *site) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	return s.DialContext(ctx, "tcp", to)
+}
+
+func (s *site) listen(is4 bool) (net.Listener, error) {
+	return s.ListenTCP(netip.AddrPortFrom(s.addr(is4), 0))
+}
+
 // transfer sends size random bytes over TCP and compares what arrives.
-func transfer(ctx context.Context, from, to *site, is4 bool, size int64) error {
-	listener, err := to.ListenTCP(netip.AddrPortFrom(to.addr(is4), 0))
+func transfer(ctx context.Context, dial dialFunc, listen listenFunc, is4 bool, size int64) error {
+	listener, err := listen(is4)
 	if err != nil {
 		return err
 	}
@@ -36,7 +50,7 @@ func transfer(ctx context.Context, from, to *site, is4 bool, size int64) error {
 		return err
 	})
 	group.Go(func() error {
-		conn, err := from.DialContext(ctx, "tcp", listener.Addr().(*net.TCPAddr).AddrPort())
+		conn, err := dial(ctx, listener.Addr().(*net.TCPAddr).AddrPort())
 		if err != nil {
 			return err
 		}
@@ -66,8 +80,8 @@ func TestStreams(t *testing.T) {
 		for _, is4 := range []bool{true, false} {
 			t.Run(fmt.Sprintf("v4=%v", is4), func(t *testing.T) {
 				group, ctx := errgroup.WithContext(timeout(t, time.Minute))
-				group.Go(func() error { return transfer(ctx, a, b, is4, 20<<20) })
-				group.Go(func() error { return transfer(ctx, b, a, is4, 20<<20) })
+				group.Go(func() error { return transfer(ctx, a.dial, b.listen, is4, 20<<20) })
+				group.Go(func() error { return transfer(ctx, b.dial, a.listen, is4, 20<<20) })
 				if err := group.Wait(); err != nil {
 					t.Error(err)
 				}
@@ -85,7 +99,7 @@ func TestManyStreams(t *testing.T) {
 			if i%2 == 1 {
 				from, to = b, a
 			}
-			group.Go(func() error { return transfer(ctx, from, to, i%4 < 2, 1<<20) })
+			group.Go(func() error { return transfer(ctx, from.dial, to.listen, i%4 < 2, 1<<20) })
 		}
 		if err := group.Wait(); err != nil {
 			t.Error(err)
