@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/kardianos/service"
 	"golang.org/x/sys/windows"
+	"golang.org/x/sys/windows/svc"
 )
 
 func completeService(*service.Config, serviceOptions) {}
@@ -39,21 +39,16 @@ const maxLog = 16 << 20
 // then the manager's request to stop ends ctx, and as there is no terminal
 // messages go to a file.
 func managed(ctx context.Context, run func(context.Context) int) int {
-	if service.Interactive() {
+	if len(os.Args) < 2 || os.Args[1] != "agent" {
 		return run(ctx)
 	}
-	directory := filepath.Join(os.Getenv("ProgramData"), "weft")
-	if log, err := openLog(directory); err == nil {
-		os.Stdout, os.Stderr = log, log
-		defer log.Close()
-	}
-	p := &program{ctx: ctx, run: run}
-	// The manager knows which service this is; the name here does not matter.
-	manager, err := service.New(p, &service.Config{Name: "weft"})
-	if err == nil {
-		err = manager.Run()
-	}
-	if err != nil {
+	// Only an attempt tells for sure who has started a program.
+	p := &program{ctx: ctx, run: run, logs: filepath.Join(os.Getenv("ProgramData"), "weft")}
+	err := svc.Run("", p) // the manager knows which service this is
+	switch {
+	case errors.Is(err, windows.ERROR_FAILED_SERVICE_CONTROLLER_CONNECT):
+		return run(ctx)
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "weft: run as a service:", err)
 		return exitFailure
 	}
@@ -77,28 +72,40 @@ func openLog(directory string) (*os.File, error) {
 type program struct {
 	ctx  context.Context
 	run  func(context.Context) int
-	stop context.CancelFunc
-	done sync.WaitGroup
+	logs string // directory
 	code int
 }
 
-// Start implements service.Interface.
-func (p *program) Start(service.Service) error {
+// Execute implements svc.Handler.
+func (p *program) Execute(_ []string, requests <-chan svc.ChangeRequest, status chan<- svc.Status) (bool, uint32) {
+	if log, err := openLog(p.logs); err == nil {
+		os.Stdout, os.Stderr = log, log
+		defer log.Close()
+	}
 	ctx, stop := context.WithCancel(p.ctx)
-	p.stop = stop
-	p.done.Go(func() {
+	defer stop()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
 		p.code = p.run(ctx)
-		if ctx.Err() == nil {
-			// It has ended by itself, which the manager has to see as a failure.
+	}()
+	running := svc.Status{State: svc.Running, Accepts: svc.AcceptStop | svc.AcceptShutdown}
+	status <- running
+	for {
+		select {
+		case <-ended:
+			// The manager starts again what is gone without having said that it stops.
 			os.Exit(max(p.code, exitFailure))
+		case request := <-requests:
+			switch request.Cmd {
+			case svc.Interrogate:
+				status <- running
+			case svc.Stop, svc.Shutdown:
+				status <- svc.Status{State: svc.StopPending}
+				stop()
+				<-ended
+				return false, 0
+			}
 		}
-	})
-	return nil
-}
-
-// Stop implements service.Interface.
-func (p *program) Stop(service.Service) error {
-	p.stop()
-	p.done.Wait()
-	return nil
+	}
 }

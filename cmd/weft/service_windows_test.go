@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
-	"errors"
+	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/windows/svc"
 )
 
 func TestServiceRights(t *testing.T) {
@@ -24,13 +26,26 @@ func TestServiceRights(t *testing.T) {
 // TestProgramStops: the manager's request to stop ends the program, and is
 // answered after its end.
 func TestProgramStops(t *testing.T) {
+	out, problems := os.Stdout, os.Stderr
+	defer func() { os.Stdout, os.Stderr = out, problems }()
 	ended := false
-	p := &program{ctx: t.Context(), run: func(ctx context.Context) int {
+	p := &program{ctx: t.Context(), logs: string([]byte{0}), run: func(ctx context.Context) int {
 		<-ctx.Done()
-		ended = errors.Is(ctx.Err(), context.Canceled)
+		ended = true
 		return 7
 	}}
-	if err := errors.Join(p.Start(nil), p.Stop(nil)); err != nil || !ended || p.code != 7 {
-		t.Errorf("stop: %v, ended %t, code %d", err, ended, p.code)
+	requests, status := make(chan svc.ChangeRequest), make(chan svc.Status, 8)
+	go func() {
+		for _, cmd := range []svc.Cmd{svc.Interrogate, svc.Stop} {
+			requests <- svc.ChangeRequest{Cmd: cmd}
+		}
+	}()
+	if specific, code := p.Execute(nil, requests, status); specific || code != 0 || !ended || p.code != 7 {
+		t.Errorf("stop: %t %d, ended %t, code %d", specific, code, ended, p.code)
+	}
+	for _, want := range []svc.State{svc.Running, svc.Running, svc.StopPending} {
+		if got := <-status; got.State != want {
+			t.Errorf("state %v, want %v", got.State, want)
+		}
 	}
 }
