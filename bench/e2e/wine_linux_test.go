@@ -41,7 +41,7 @@ func TestWindows(t *testing.T) {
 			env.Setenv("WINEDEBUG", "-all")
 			env.Setenv("WEFT_EXE", filepath.Join(programs, "weft.exe"))
 			env.Setenv("WINDOWS_TESTS", programs)
-			return makePrefix(prefix)
+			return makePrefix(prefix, wineEnvironment(env.Getenv))
 		},
 	}))
 }
@@ -59,7 +59,7 @@ func runWindows(run *script.Run, args []string) error {
 	work := run.Getenv("WORK")
 	cmd := place.Command(context.Background(), "wine", args[1:]...)
 	cmd.Dir = work
-	cmd.Env = append(os.Environ(), "WINEPREFIX="+run.Getenv("WINEPREFIX"), "WINEDEBUG="+run.Getenv("WINEDEBUG"))
+	cmd.Env = wineEnvironment(run.Getenv)
 	files := map[string]*bytes.Buffer{"stdout": run.Stdout, "stderr": run.Stderr}
 	for name := range files {
 		file, err := os.Create(filepath.Join(work, "windows."+name))
@@ -80,6 +80,16 @@ func runWindows(run *script.Run, args []string) error {
 		err = errors.Join(err, readErr)
 	}
 	return err
+}
+
+// wineEnvironment is what all programs on one disk have to have in common: a
+// server is found by the disk and below TMPDIR.
+func wineEnvironment(getenv func(string) string) []string {
+	environment := os.Environ()
+	for _, name := range []string{"WINEPREFIX", "WINEDEBUG", "TMPDIR"} {
+		environment = append(environment, name+"="+getenv(name))
+	}
+	return environment
 }
 
 // buildWindows builds weft.exe and the tests.
@@ -107,7 +117,7 @@ __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE data, SIZE_T size) { return 
 
 // makePrefix makes a disk for Wine that Go programs run on, and waits for the
 // end of Wine's server, which belongs to this namespace.
-func makePrefix(prefix string) error {
+func makePrefix(prefix string, environment []string) error {
 	source := prefix + ".c"
 	if err := os.WriteFile(source, []byte(prngSource), 0o600); err != nil {
 		return err
@@ -119,7 +129,7 @@ func makePrefix(prefix string) error {
 	} {
 		cmd := exec.CommandContext(context.Background(), words[0], words[1:]...)
 		// The overrides keep it from looking for what only windows and browsers need.
-		cmd.Env = append(os.Environ(), "WINEPREFIX="+prefix, "WINEDEBUG=-all", "WINEDLLOVERRIDES=mscoree,mshtml=")
+		cmd.Env = append(environment, "WINEDLLOVERRIDES=mscoree,mshtml=")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w: %s", words[0], err, out)
 		}
