@@ -19,6 +19,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
@@ -281,23 +282,37 @@ func TestMTU(t *testing.T) {
 	})
 }
 
-// TestPathMTU: a path that carries less than the devices' MTU is found out, and
-// TCP adapts to it.
+// TestPathMTU: streams adapt to paths that come to carry less and less. Who
+// sends waits for the engine, which tells it of the MTU meanwhile: neither must
+// wait for the other.
 func TestPathMTU(t *testing.T) {
-	a, b := onWire(t, tunneltest.WireConfig{MTU: 1300 + 50}, tunneltest.AllOffloads())
-	for _, s := range []*site{a, b} {
-		other := map[*site]*site{a: b, b: a}[s]
-		smaller := peers(other)
-		for i := range smaller {
-			smaller[i].MTU = 1300
-		}
-		if err := s.engine.SetPeers(smaller); err != nil {
-			t.Fatal(err)
-		}
+	a, b := onWire(t, tunneltest.WireConfig{}, tunneltest.AllOffloads())
+	group, ctx := errgroup.WithContext(timeout(t, time.Minute))
+	for i := range 16 {
+		group.Go(func() error { return transfer(ctx, a.dial, b.listen, i%2 == 0, 4<<20) })
+		group.Go(func() error { return transfer(ctx, b.dial, a.listen, i%2 == 0, 4<<20) })
 	}
-	for _, is4 := range []bool{true, false} {
-		if err := transfer(timeout(t, 30*time.Second), a.dial, b.listen, is4, 5<<20); err != nil {
-			t.Error(err)
+	group.Go(func() error {
+		for mtu := testMTU; mtu > 1280; mtu -= 5 {
+			time.Sleep(10 * time.Millisecond)
+			for here, there := range map[*site]*site{a: b, b: a} {
+				smaller := peers(there)
+				for i := range smaller {
+					smaller[i].MTU = mtu
+				}
+				if err := here.engine.SetPeers(smaller); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, s := range []*site{a, b} {
+		if s.engine.Stats().Value(engine.TxICMP) == 0 {
+			t.Errorf("%s was not told of the MTU", s.name)
 		}
 	}
 }
