@@ -103,8 +103,8 @@ func (r rootless) enter(ctx context.Context, runDir string, more []string, logge
 
 // Directories of an agent, and of one that an ordinary user runs.
 const (
-	systemRunDir     = "/run/weft"
-	systemSubnetFile = "/run/flannel/subnet.env"
+	systemRunDir     = volatileDir + "/weft"
+	systemSubnetFile = volatileDir + "/flannel/subnet.env"
 )
 
 // ordinaryUser is false where there are no user numbers.

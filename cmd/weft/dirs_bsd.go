@@ -1,0 +1,7 @@
+//go:build darwin || freebsd
+
+package main
+
+// volatileDir is where the system's programs keep what goes with a restart.
+// There is no /run, and on macOS none can be made.
+const volatileDir = "/var/run"
