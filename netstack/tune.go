@@ -33,10 +33,12 @@ func (s *Stack) tune() error {
 		sack     = tcpip.TCPSACKEnabled(true)
 		moderate = tcpip.TCPModerateReceiveBufferOption(true)
 		// Cubic rounds its window down to whole segments at every acknowledgement
-		// in gVisor, so that it hardly grows after a loss.
+		// in gVisor, and after losses is left with a small part of Reno's speed.
 		congestion = tcpip.CongestionControlOption("reno")
 		// RACK takes packets for lost while they wait for room in the link or for an
-		// acknowledgement of a busy peer, and sends them again.
+		// acknowledgement of a busy peer, and sends them again: 128 streams lose a
+		// third of their speed by it. It is a trade: where the underlay loses one
+		// packet in 2,000, one stream is half as fast without it.
 		recovery = tcpip.TCPRecovery(0)
 		wait     = tcpip.TCPTimeWaitTimeoutOption(timeWait)
 		reuse    = tcpip.TCPTimeWaitReuseGlobal
