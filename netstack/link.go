@@ -115,8 +115,8 @@ func patient(pkt *stack.PacketBuffer) bool {
 	return false
 }
 
-// take waits for packets, then moves as many into batch as there are and have
-// room in bytes, with what fit says about each. It returns 0 when shut.
+// take waits for packets, then returns as many as there are, up to the capacity
+// of batch and to what an arena of so many bytes holds. It returns none when shut.
 func (l *link) take(batch []*stack.PacketBuffer, bytes int) []*stack.PacketBuffer {
 	l.mu.Lock()
 	defer l.mu.Unlock()
