@@ -75,6 +75,14 @@ const nicID tcpip.NICID = 1
 
 // New makes a Stack that is up. Somebody has to Read what it sends.
 func New(config Config) (*Stack, error) {
+	// A program may dial its own host.
+	const ownHost = true
+	return newStack(config, ownHost)
+}
+
+// newStack makes a Stack. With handleLocal what is sent to an address of the
+// Stack does not leave it.
+func newStack(config Config, handleLocal bool) (*Stack, error) {
 	if err := config.check(); err != nil {
 		return nil, fmt.Errorf("make netstack: %w", err)
 	}
@@ -89,8 +97,7 @@ func New(config Config) (*Stack, error) {
 			TransportProtocols: []stack.TransportProtocolFactory{
 				tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6,
 			},
-			// A program may dial its own host.
-			HandleLocal: true,
+			HandleLocal: handleLocal,
 		}),
 		addresses: slices.Clone(config.Addresses), source: map[bool]netip.Addr{},
 		aside:  make(chan *stack.PacketBuffer, maxAside),

@@ -39,13 +39,15 @@ func run(ctx context.Context, args []string) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(os.Stderr, "weft:", err)
+	code, silent := exitCode(err)
+	if !silent {
+		fmt.Fprintln(os.Stderr, "weft:", err)
+	}
 	var usage usageError
 	if errors.As(err, &usage) {
 		fmt.Fprintln(os.Stderr, "run 'weft --help' for the commands, 'weft COMMAND --help' for its flags")
-		return exitUsage
 	}
-	return exitFailure
+	return code
 }
 
 func rootCommand() *cobra.Command {
@@ -64,7 +66,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), forwardCommand(), exposeCommand(), pingCommand(), versionCommand())
+	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), forwardCommand(), exposeCommand(), pingCommand(), execCommand(), versionCommand())
 	root.AddCommand(inviteCommand(), invitesCommand(), revokeCommand())
 	root.AddCommand(serviceCommand(systemServices()))
 	return root

@@ -84,6 +84,13 @@ func (c *Client) Ping(ctx context.Context, host string, size int) (Pong, error) 
 	return pong, err
 }
 
+// Way says how programs reach the overlay.
+func (c *Client) Way(ctx context.Context) (Way, error) {
+	var way Way
+	err := c.Call(ctx, http.MethodGet, wayPath, nil, &way)
+	return way, err
+}
+
 // Call makes one request of a resource below /v1/ and decodes the JSON that
 // answers it into answer, unless that is nil.
 func (c *Client) Call(ctx context.Context, method, path string, form url.Values, answer any) error {

@@ -25,12 +25,21 @@ type Overlay interface {
 	// LookupNetIP resolves a name through cluster DNS.
 	LookupNetIP(ctx context.Context, host string) ([]netip.Addr, error)
 	Ping(ctx context.Context, to netip.Addr, size int) (time.Duration, error)
+	Way() Way
+}
+
+// Way is what a program has to know to reach the overlay.
+type Way struct {
+	Proxy  string           `json:"proxy,omitempty"` // host:port of SOCKS5 and HTTP
+	DNS    []netip.AddrPort `json:"dns"`
+	Search []string         `json:"search"` // domains that names are looked up below
 }
 
 // Paths of the resources, below /v1/.
 const (
 	dialPath = "dial"
 	pingPath = "ping"
+	wayPath  = "way"
 )
 
 // Pong is the answer to one ping.
@@ -47,6 +56,7 @@ func Handlers(overlay Overlay, ports Ports, logger *slog.Logger) map[string]http
 	return map[string]http.Handler{
 		dialPath:  http.HandlerFunc(s.dial),
 		pingPath:  http.HandlerFunc(s.ping),
+		wayPath:   http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { answer(w, s.logger, s.overlay.Way()) }),
 		portsPath: http.HandlerFunc(s.servePorts),
 	}
 }
@@ -90,7 +100,7 @@ func (s *server) dial(w http.ResponseWriter, r *http.Request) {
 	if network == "udp" {
 		caller = newFrames(caller)
 	}
-	join(caller, inner, network == "udp")
+	Join(caller, inner, network == "udp")
 }
 
 // ping sends one echo request and waits for its answer.

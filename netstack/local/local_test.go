@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -212,6 +213,16 @@ func TestRefusals(t *testing.T) {
 	cancel()
 	if _, err := client.DialContext(ctx, "tcp", "127.0.0.1:1"); err == nil {
 		t.Error("dials when nobody waits any more")
+	}
+}
+
+func (loopback) Way() Way { return way }
+
+var way = Way{Proxy: "127.0.0.1:1080", DNS: []netip.AddrPort{netip.MustParseAddrPort("10.96.0.10:53")}, Search: []string{"cluster.local"}}
+
+func TestWay(t *testing.T) {
+	if got, err := newClient(t).Way(t.Context()); err != nil || !reflect.DeepEqual(got, way) {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

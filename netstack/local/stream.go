@@ -75,9 +75,9 @@ func (f *frames) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// join copies both ways until both have ended. The end of one way of a stream is
+// Join copies both ways until both have ended. The end of one way of a stream is
 // passed on; an error of either, and the end of datagrams, ends both.
-func join(a, b net.Conn, datagrams bool) {
+func Join(a, b net.Conn, datagrams bool) {
 	move := moveStream
 	if datagrams {
 		move = moveDatagrams

@@ -49,6 +49,7 @@ type Member struct {
 	stack   *netstack.Stack // nil until the host has its lease
 	failing map[string]bool // exposes that could not be opened, by their text
 	changed chan struct{}   // has a token when there is another stack
+	dns     []netip.AddrPort
 }
 
 // New makes a Member that listens nowhere yet.
@@ -56,7 +57,7 @@ func New(config Config) (*Member, error) {
 	if config.Logger == nil {
 		return nil, errors.New("make member: Logger is missing")
 	}
-	m := &Member{config: config, changed: make(chan struct{}, 1), failing: map[string]bool{}}
+	m := &Member{config: config, changed: make(chan struct{}, 1), failing: map[string]bool{}, dns: config.DNS}
 	var err error
 	m.dialer, err = proxy.NewDialer(proxy.DialerConfig{
 		Network: m, Services: config.Services, DNS: config.DNS, Search: searchOf(config.Domain), Outside: config.Outside, Logger: config.Logger,
@@ -101,6 +102,9 @@ func (m *Member) SetDNS(servers []netip.AddrPort) error {
 	if len(m.config.DNS) > 0 {
 		return nil
 	}
+	m.mu.Lock()
+	m.dns = servers
+	m.mu.Unlock()
 	return m.dialer.SetDNS(servers, searchOf(m.config.Domain))
 }
 

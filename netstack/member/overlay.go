@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/netstack"
+	"github.com/weft-net/weft/netstack/local"
 )
 
 // ErrNoStack means that this host is no member yet, or not at the moment.
@@ -67,4 +68,11 @@ func (r reach) Ping(ctx context.Context, to netip.Addr, size int) (time.Duration
 		return 0, ErrNoStack
 	}
 	return stack.Ping(ctx, to, size)
+}
+
+func (r reach) Way() local.Way {
+	m := r.member
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return local.Way{Proxy: m.config.Proxy, DNS: m.dns, Search: searchOf(m.config.Domain)}
 }

@@ -264,7 +264,7 @@ func Hold(ctx context.Context) error {
 
 // furnish makes a new network namespace a router with a loopback device.
 func furnish() error {
-	if err := setUpLoopback(); err != nil {
+	if err := UpLoopback(); err != nil {
 		return fmt.Errorf("set loopback up: %w", err)
 	}
 	for _, path := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
@@ -276,7 +276,8 @@ func furnish() error {
 	return nil
 }
 
-func setUpLoopback() error {
+// UpLoopback sets the loopback of the calling thread's network namespace up.
+func UpLoopback() error {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
