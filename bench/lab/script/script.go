@@ -54,6 +54,7 @@
 //	reach PLACE TARGET [timeout=10s]         ICMP, TCP and UDP; with !, none of them
 //	echo PLACE PORT                          an echo service for TCP and UDP, until the script ends
 //	web PLACE PORT                           an HTTP service that says who it is and who has asked
+//	dns PLACE NAME=ADDRESS...                a DNS server on port 53 that knows these names
 //	ask PLACE tcp|udp ADDRESS:PORT           send to an echo service and compare what comes back
 //	throughput PLACE TARGET [time=1s]        one TCP stream; prints Gbit/s
 //	dump PLACE links|addrs|routes|neigh|fdb|nft [DEVICE]

@@ -7,12 +7,16 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 )
 
 var serveCommands = map[string]Command{
 	"echo": echo,
 	"ask":  ask,
+	"dns":  dns,
 	"web":  web,
 }
 
@@ -69,6 +73,73 @@ func web(run *Run, args []string) error {
 		return err
 	})
 	return nil
+}
+
+// dns serves names over UDP until the script ends.
+func dns(run *Run, args []string) error {
+	const form = "dns PLACE NAME=ADDRESS..."
+	if len(args) < 2 {
+		return usage(form)
+	}
+	place, err := run.Place(args[0])
+	if err != nil {
+		return err
+	}
+	names := map[string]netip.Addr{}
+	for _, arg := range args[1:] {
+		name, text, _ := strings.Cut(arg, "=")
+		addr, err := netip.ParseAddr(text)
+		if err != nil {
+			return usage(form)
+		}
+		names[strings.ToLower(name)+"."] = addr
+	}
+	conn, err := place.ListenPacket(run.ctx, "udp", "[::]:53")
+	if err != nil {
+		return err
+	}
+	run.deferred = append(run.deferred, conn.Close)
+	go func() {
+		buffer := make([]byte, 1<<16)
+		for {
+			n, from, err := conn.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			if answer := answerDNS(buffer[:n], names); answer != nil {
+				_, _ = conn.WriteTo(answer, from) // a lost answer is the asker's to notice
+			}
+		}
+	}()
+	return nil
+}
+
+// answerDNS answers a query, or returns nil for what is none.
+func answerDNS(query []byte, names map[string]netip.Addr) []byte {
+	var message dnsmessage.Message
+	if message.Unpack(query) != nil || message.Response || len(message.Questions) != 1 {
+		return nil
+	}
+	question := message.Questions[0]
+	addr, known := names[strings.ToLower(question.Name.String())]
+	answer := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: message.ID, Response: true, Authoritative: true},
+		Questions: message.Questions,
+	}
+	header := dnsmessage.ResourceHeader{Name: question.Name, Type: question.Type, Class: question.Class, TTL: 5}
+	switch {
+	case !known:
+		answer.RCode = dnsmessage.RCodeNameError
+	case question.Type == dnsmessage.TypeA && addr.Is4():
+		answer.Answers = []dnsmessage.Resource{{Header: header, Body: &dnsmessage.AResource{A: addr.As4()}}}
+	case question.Type == dnsmessage.TypeAAAA && addr.Is6():
+		answer.Answers = []dnsmessage.Resource{{Header: header, Body: &dnsmessage.AAAAResource{AAAA: addr.As16()}}}
+	}
+	packed, err := answer.Pack()
+	if err != nil {
+		return nil
+	}
+	return packed
 }
 
 // ask sends bytes to an echo service and wants them back.
