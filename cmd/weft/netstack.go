@@ -50,7 +50,7 @@ func (n *netstackOptions) insteadOfTUN(noTUN error, o options) error {
 	case o.device == "netstack":
 		n.reason = "asked for by --device=netstack"
 	case noTUN == nil:
-	case o.device == "auto" && !o.rootless.ask && o.rootless.netns == "" && errors.Is(noTUN, errNoTUN):
+	case o.device == "auto" && o.engine != "kernel" && o.rootless.netns == "" && errors.Is(noTUN, errNoTUN):
 		n.reason = noTUN.Error()
 	default:
 		return noTUN
