@@ -23,6 +23,9 @@ type Leg struct {
 // offer. It is comparable.
 type Offers struct {
 	VXLAN VXLANOffer
+	// NoDirect: packets for the host's subnet are not to be routed to its address,
+	// however near that is: its pods are not behind the stack that has it.
+	NoDirect bool
 }
 
 // VXLANOffer is what a host's VXLAN can do beyond RFC 7348.

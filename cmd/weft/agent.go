@@ -181,8 +181,8 @@ func runAgent(ctx context.Context, o options) error {
 	cfg := agent.Config{
 		Node: o.node, Version: version(), Source: source, Host: host, Engine: o.engine, Device: tunName,
 		Masquerade: o.ipMasq, RandomFully: !o.masqRandomOff, ForwardRules: o.forwardRules, Blackhole: o.blackhole,
-		KeepChecksums: keepChecksums,
-		SubnetFile:    o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
+		KeepChecksums: keepChecksums, NoDirect: inner != nil,
+		SubnetFile: o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
 		Status: status, Logger: logger,
 	}
 	if o.healthPort != 0 {

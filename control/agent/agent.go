@@ -98,6 +98,7 @@ type Config struct {
 	ForwardRules  bool
 	Blackhole     bool
 	KeepChecksums bool // as in control.Policy
+	NoDirect      bool // as in control.Offers; a host without a device offers that anyway
 
 	SubnetFile string // where subnet.env goes
 	Socket     string // local API, a unix socket

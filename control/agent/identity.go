@@ -51,6 +51,7 @@ func (a *Agent) claim(self control.Self, outer Outer) (control.Claim, error) {
 func (a *Agent) offers(engine tunnel.Engine) (offers control.Offers) {
 	offers.VXLAN.RemoteChecksum = engine == tunnel.EngineUserspace && a.policy.Backend == string(tunnel.EncapVXLAN) &&
 		!a.policy.KeepChecksums
+	offers.NoDirect = a.NoDirect || a.Device == ""
 	return offers
 }
 

@@ -21,14 +21,17 @@ func TestOffersAreTheEngines(t *testing.T) {
 		backend string
 		engine  tunnel.Engine
 		keep    bool
+		device  string
 		want    control.Offers
 	}{
-		"kernel":             {"vxlan", tunnel.EngineKernel, false, control.Offers{}},
-		"userspace":          {"vxlan", tunnel.EngineUserspace, false, checksums},
-		"switched off":       {"vxlan", tunnel.EngineUserspace, true, control.Offers{}},
-		"userspace, host-gw": {"host-gw", tunnel.EngineUserspace, false, control.Offers{}},
+		"kernel":             {"vxlan", tunnel.EngineKernel, false, "weft0", control.Offers{}},
+		"userspace":          {"vxlan", tunnel.EngineUserspace, false, "weft0", checksums},
+		"switched off":       {"vxlan", tunnel.EngineUserspace, true, "weft0", control.Offers{}},
+		"userspace, host-gw": {"host-gw", tunnel.EngineUserspace, false, "weft0", control.Offers{}},
+		"no device":          {"vxlan", tunnel.EngineUserspace, false, "", control.Offers{VXLAN: checksums.VXLAN, NoDirect: true}},
 	} {
 		a := quietAgent()
+		a.Device = test.device
 		a.Host, a.policy = newFakeHost(), control.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Backend: test.backend, VNI: 1, KeepChecksums: test.keep}
 		outer, err := a.Host.Underlay(t.Context(), control.Recall{}, nil)
 		if err != nil {

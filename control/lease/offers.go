@@ -12,13 +12,15 @@ import (
 //
 //	{"version":1,"vxlan":{"remoteChecksum":true}}
 //
-// with one member per encapsulation. Members that are not known are passed
+// with one member per encapsulation; "routed":false takes back what a host
+// offers by having a lease. Members that are not known are passed
 // over at every depth, so a host can offer more, or another encapsulation,
 // without harm to those who do not know it. Only what changes the meaning of a
 // known member needs another version.
 type offersData struct {
 	Version int        `json:"version"`
 	VXLAN   vxlanOffer `json:"vxlan,omitzero"`
+	Routed  *bool      `json:"routed,omitempty"` // nil is true
 }
 
 // vxlanOffer has the fields of control.VXLANOffer, in the same order.
@@ -33,7 +35,11 @@ func formatOffers(offers control.Offers) ([]byte, error) {
 	if offers == (control.Offers{}) {
 		return nil, nil
 	}
-	return json.Marshal(offersData{Version: offersVersion, VXLAN: vxlanOffer(offers.VXLAN)})
+	data := offersData{Version: offersVersion, VXLAN: vxlanOffer(offers.VXLAN)}
+	if offers.NoDirect {
+		data.Routed = new(bool)
+	}
+	return json.Marshal(data)
 }
 
 // parseOffers reads what formatOffers, or that of a later weft, has written.
@@ -66,7 +72,12 @@ func parseOffers(data []byte) (offers control.Offers, err error) {
 	if err != nil {
 		return offers, fmt.Errorf("offers: vxlan: %w", err)
 	}
+	routed, found, err := member[bool](members, "routed", "true or false")
+	if err != nil {
+		return offers, fmt.Errorf("offers: %w", err)
+	}
 	offers.VXLAN.RemoteChecksum = remoteChecksum
+	offers.NoDirect = found && !routed
 	return offers, nil
 }
 

@@ -63,6 +63,28 @@ func TestPlanWays(t *testing.T) {
 				Reason: "192.168.7.2 is on-link on eth0 (192.168.7.0/24)", Objects: []tunnel.Key{route4}},
 		},
 		{
+			name: "direct is near, and not where the pods are",
+			world: golden().only(ipv4).with(func(w *world) {
+				w.policy.Direct = true
+				w.self.Underlay.OnLink = []netip.Prefix{prefix("192.168.7.0/24")}
+				w.noDirect()
+			}),
+			want: control.Way{Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), Encap: tunnel.EncapVXLAN, Engine: tunnel.EngineKernel, MTU: 1450,
+				Reason: "the host's pods are not where its address is",
+				Objects: []tunnel.Key{link4, addr4, keyOf(tunnel.KindNeighbor, "flannel.1 10.244.1.0"),
+					keyOf(tunnel.KindFDB, "flannel.1 1a:dc:8d:ed:47:fd"), route4}},
+		},
+		{
+			name: "no device",
+			world: golden().only(ipv4).with(func(w *world) {
+				w.policy.Direct, w.policy.Masquerade, w.policy.Blackhole = true, true, true
+				w.self.Engine, w.self.Device = tunnel.EngineUserspace, ""
+				w.self.Underlay.OnLink = []netip.Prefix{prefix("192.168.7.0/24")}
+			}),
+			want: control.Way{Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), Encap: tunnel.EncapVXLAN, Engine: tunnel.EngineUserspace, MTU: 1450,
+				Reason: "a host without a device routes nothing directly"},
+		},
+		{
 			name:  "direct is not possible",
 			world: golden().only(ipv4).with(func(w *world) { w.policy.Direct = true; w.self.Underlay.OnLink = nil }),
 			want: control.Way{Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), Encap: tunnel.EncapVXLAN, Engine: tunnel.EngineKernel, MTU: 1450,
@@ -79,6 +101,39 @@ func TestPlanWays(t *testing.T) {
 				t.Errorf("hosts:\n%s\nwant:\n%s", lines(got), lines(want))
 			}
 		})
+	}
+}
+
+// noDirect has no host offer to be routed to.
+func (w *world) noDirect() {
+	for i := range w.snapshot.Leases {
+		w.snapshot.Leases[i].Offers.NoDirect = true
+	}
+}
+
+// TestPlanWithoutDevice: there are peers and nothing to program, and what only
+// routes could do is said not to be possible.
+func TestPlanWithoutDevice(t *testing.T) {
+	without := func(w *world) { w.self.Engine, w.self.Device = tunnel.EngineUserspace, "" }
+	got := golden().with(without).plan()
+	if len(got.Objects) != 0 || len(got.Peers) != 2 || len(got.Locals) != 2 || got.MTU != 1430 {
+		t.Errorf("objects %v, %d peers, %d locals, MTU %d", got.Objects, len(got.Peers), len(got.Locals), got.MTU)
+	}
+	for name, change := range map[string]func(w *world){
+		"this host has no device": without,
+		"pods are not where":      (*world).noDirect,
+	} {
+		got := golden().only(ipv4).with(func(w *world) {
+			w.policy.Backend = "host-gw"
+			w.self.Underlay.OnLink = []netip.Prefix{prefix("192.168.7.0/24")}
+			for i := range w.snapshot.Leases {
+				w.snapshot.Leases[i].Backend = "host-gw"
+			}
+			change(w)
+		}).plan()
+		if hosts := got.Hosts; len(hosts) != 1 || len(hosts[0].Ways) != 0 || !strings.Contains(strings.Join(hosts[0].Reasons, ";"), name) {
+			t.Errorf("%s: %+v", name, hosts)
+		}
 	}
 }
 

@@ -58,7 +58,7 @@ func (b *builder) reach(h *host) {
 // are the kernel's work whatever the engine.
 func (b *builder) way(l *leg) (way control.Way, reason string) {
 	via, near := b.onLink(l.PublicIP)
-	if near && !b.deviceless() && (b.policy.Direct || b.policy.Backend == backendHostGW) {
+	if near && !b.deviceless() && !l.host.offers.NoDirect && (b.policy.Direct || b.policy.Backend == backendHostGW) {
 		return control.Way{
 			Subnet:   l.Subnet,
 			Endpoint: netip.AddrPortFrom(l.PublicIP, 0),
@@ -70,6 +70,9 @@ func (b *builder) way(l *leg) (way control.Way, reason string) {
 	}
 	if b.policy.Backend == backendHostGW && b.deviceless() {
 		return control.Way{}, "host-gw is done by routes, and this host has no device: use vxlan, or a host with a TUN"
+	}
+	if b.policy.Backend == backendHostGW && l.host.offers.NoDirect {
+		return control.Way{}, "host-gw is done by routes, and the host's pods are not where its address is: use vxlan"
 	}
 	if b.policy.Backend == backendHostGW {
 		return control.Way{}, fmt.Sprintf("public address %v is not on-link on %s: host-gw needs all hosts on one layer 2, use vxlan otherwise",
@@ -89,6 +92,8 @@ func (b *builder) way(l *leg) (way control.Way, reason string) {
 	switch {
 	case b.policy.Direct && b.deviceless():
 		way.Reason = "a host without a device routes nothing directly"
+	case b.policy.Direct && l.host.offers.NoDirect:
+		way.Reason = "the host's pods are not where its address is"
 	case b.policy.Direct:
 		way.Reason = fmt.Sprintf("%v is not on-link on %s", l.PublicIP, b.self.Underlay.Link)
 	}
