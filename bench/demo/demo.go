@@ -1,7 +1,7 @@
 // Package demo shows weft at work: unlike hosts in a throw-away lab, one
 // network, and what it measures like. It starts the real agent and the real
 // CNI plugin as programs and looks at them from the outside, as a user would;
-// it must never reach into their packages for more than their status.
+// it must never reach into their packages for more than their local API.
 package demo
 
 import (
@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-net/weft/bench/lab"
-	"github.com/weft-net/weft/tunnel"
 )
 
 // Config says what the demo is made of.
@@ -28,19 +27,31 @@ type Config struct {
 	Progress func(line string)
 }
 
-// cast is who takes part: two hosts of either kind, so that every pair of
-// kinds is there.
+// kind is who carries a host's packets, and with which rights.
+type kind string
+
+const (
+	kernel    kind = "kernel"    // kernel VXLAN
+	userspace kind = "userspace" // the userspace engine on a TUN
+	rootless  kind = "rootless"  // the same without rights, in a namespace of its own
+	netstack  kind = "netstack"  // without rights, device or pods: a laptop
+)
+
+// cast is who takes part: two hosts of either kind that has rights, so that
+// every pair of those is there, and one of each kind that has none.
 var cast = []struct {
-	name   string
-	engine tunnel.Engine
+	name string
+	kind kind
 }{
-	{"kernel1", tunnel.EngineKernel},
-	{"user1", tunnel.EngineUserspace},
-	{"kernel2", tunnel.EngineKernel},
-	{"user2", tunnel.EngineUserspace},
+	{"kernel1", kernel},
+	{"user1", userspace},
+	{"kernel2", kernel},
+	{"user2", userspace},
+	{"rootless", rootless},
+	{"laptop", netstack},
 }
 
-// podsPerHost are the names of the pods on each host.
+// podsPerHost are the names of the pods on each host that can have some.
 var podsPerHost = []string{"a", "b"}
 
 // The pod networks, and the cluster's configuration in flannel's form.
@@ -102,7 +113,7 @@ func (d *Demo) start(ctx context.Context, plugins plugins) error {
 		if err != nil {
 			return err
 		}
-		d.members = append(d.members, &member{Host: host, engine: role.engine})
+		d.members = append(d.members, &member{Host: host, kind: role.kind})
 	}
 	d.cfg.Progress(fmt.Sprintf("%d hosts on one switch", len(d.members)))
 	if err := d.startStore(ctx); err != nil {
@@ -125,9 +136,16 @@ func (d *Demo) startPods(ctx context.Context, plugins plugins) error {
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, m := range d.members {
+		if m.kind == netstack {
+			continue
+		}
+		attach := plugins.attach
+		if m.kind == rootless {
+			attach = d.attachInside
+		}
 		group.Go(func() error {
 			for _, name := range podsPerHost {
-				pod, err := plugins.attach(ctx, m.Host, name)
+				pod, err := attach(ctx, m.Host, name)
 				if err != nil {
 					return err
 				}
@@ -139,7 +157,7 @@ func (d *Demo) startPods(ctx context.Context, plugins plugins) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	d.cfg.Progress(fmt.Sprintf("%d pods on each host, attached by weft-cni", len(podsPerHost)))
+	d.cfg.Progress(fmt.Sprintf("%d pods on each host but the laptop, attached by weft-cni", len(podsPerHost)))
 	return nil
 }
 

@@ -161,6 +161,11 @@ func checkDocument(t *testing.T, text []byte) {
 			OK       bool
 			RTT      float64 `json:"rtt_us"`
 		}
+		Ports []struct {
+			From, To, Over string
+			OK             bool
+			RTT            float64 `json:"rtt_us"`
+		}
 		Throughput []struct {
 			From, To string
 			Gbps     float64
@@ -175,19 +180,36 @@ func checkDocument(t *testing.T, text []byte) {
 		t.Errorf("more than one document: %v", err)
 	}
 	engines := map[string]string{}
+	pods := 0
 	for _, host := range document.Hosts {
-		engines[host.Name] = host.Engine
-		device := map[string]string{"kernel": "flannel.1,flannel-v6.1", "userspace": "weft0"}[host.Engine]
-		if host.Device != device || host.Encap != "vxlan" || len(host.Subnets) != 2 {
+		who := host.Engine + " " + host.Device
+		if host.Name == "rootless" {
+			who += " rootless"
+		}
+		engines[host.Name] = map[string]string{
+			"kernel flannel.1,flannel-v6.1": "kernel", "userspace weft0": "userspace",
+			"userspace weft0 rootless": "rootless", "userspace none": "netstack",
+		}[who]
+		if engines[host.Name] == "" || host.Encap != "vxlan" || len(host.Subnets) != 2 {
 			t.Errorf("host is %+v", host)
+		}
+		if engines[host.Name] != "netstack" {
+			pods += len(podsPerHost)
 		}
 	}
 	if len(engines) != len(cast) {
 		t.Errorf("%d hosts, want %d", len(engines), len(cast))
 	}
-	pods := len(cast) * len(podsPerHost)
-	if got, want := len(document.Reach), pods*(pods-1); got != want {
-		t.Errorf("%d pairs of pods, want %d", got, want)
+	if got, want := len(document.Reach), (pods+1)*pods; got != want {
+		t.Errorf("%d pairs of pods and the laptop, want %d", got, want)
+	}
+	if got, want := len(document.Ports), 3*pods; got != want {
+		t.Errorf("%d ways by port and proxy, want %d", got, want)
+	}
+	for _, port := range document.Ports {
+		if !port.OK || port.RTT <= 0 || port.Over == "" {
+			t.Errorf("port %+v", port)
+		}
 	}
 	for _, pair := range document.Reach {
 		if !pair.OK || pair.RTT <= 0 || pair.From == pair.To {
@@ -206,7 +228,7 @@ func checkDocument(t *testing.T, text []byte) {
 		}
 	}
 	slices.Sort(kinds)
-	if want := []string{"kernel-kernel", "kernel-userspace", "userspace-userspace"}; !slices.Equal(kinds, want) {
+	if want := []string{"kernel-kernel", "kernel-netstack", "kernel-rootless", "kernel-userspace", "userspace-userspace"}; !slices.Equal(kinds, want) {
 		t.Errorf("throughput of %v, want %v", kinds, want)
 	}
 }

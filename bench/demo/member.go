@@ -14,7 +14,6 @@ import (
 
 	"github.com/weft-net/weft/bench/lab"
 	"github.com/weft-net/weft/control/agent"
-	"github.com/weft-net/weft/tunnel"
 )
 
 // Paths on every host.
@@ -26,7 +25,7 @@ const (
 // member is a host with its agent and pods.
 type member struct {
 	*lab.Host
-	engine tunnel.Engine
+	kind   kind
 	agent  *exec.Cmd
 	log    *os.File
 	ended  chan struct{} // closed when the agent has ended, with cause set
@@ -40,8 +39,8 @@ func (d *Demo) startAgent(ctx context.Context, m *member) error {
 	if err := m.prepare(d.store.files); err != nil {
 		return fmt.Errorf("prepare host %s: %w", m.Name(), err)
 	}
-	args := []string{"agent", "--engine=" + string(m.engine), "--node-name=" + m.Name(), "--ip-masq"}
-	m.agent = m.Command(ctx, d.cfg.Weft, append(args, d.store.args...)...)
+	argv := slices.Concat(m.kind.agent(d.cfg.Weft), []string{"--node-name=" + m.Name()}, d.store.args)
+	m.agent = m.Command(ctx, argv[0], argv[1:]...)
 	m.agent.Stdout, m.agent.Stderr = m.log, m.log
 	if err := m.agent.Start(); err != nil {
 		return fmt.Errorf("start agent of %s: %w", m.Name(), err)
@@ -52,6 +51,26 @@ func (d *Demo) startAgent(ctx context.Context, m *member) error {
 		close(m.ended)
 	}()
 	return nil
+}
+
+// agent is the command line of an agent, but for where it leases from.
+func (k kind) agent(weft string) []string {
+	switch k {
+	case rootless:
+		return withoutRights(weft, "agent", "--rootless", "--ip-masq")
+	case netstack:
+		return withoutRights(weft, "agent", "--device=netstack",
+			fmt.Sprintf("--expose=%d=%s", echoPort, echoAt), fmt.Sprintf("--expose=udp:%d=%s", echoPort, echoAt),
+			fmt.Sprintf("--expose=%d=%s", sinkPort, sinkAt), "--proxy="+proxyAt.String())
+	}
+	return []string{weft, "agent", "--engine=" + string(k), "--ip-masq"}
+}
+
+// withoutRights is a command line that an ordinary user could give: root keeps
+// its number, as there is no other in a lab, and the one right that lets it be
+// root of a further user namespace.
+func withoutRights(argv ...string) []string {
+	return append([]string{"setpriv", "--bounding-set=-all,+setfcap", "--inh-caps=-all,+setfcap", "--no-new-privs"}, argv...)
 }
 
 // prepare writes files on the host and opens the agent's log there, where it
@@ -96,7 +115,7 @@ func (d *Demo) waitReady(ctx context.Context) error {
 			why := m.unready(ctx, len(d.members)-1)
 			if why == nil && !ready[m.Name()] {
 				ready[m.Name()] = true
-				d.cfg.Progress(fmt.Sprintf("%s reaches its peers: %s engine, %s", m.Name(), m.status.Engine, strings.Join(m.status.Subnets, " ")))
+				d.cfg.Progress(fmt.Sprintf("%s reaches its peers: %s engine, %s", m.Name(), m.kind, strings.Join(m.status.Subnets, " ")))
 			}
 			gaveUp := ctx.Err() != nil || errors.Is(why, errAgentEnded)
 			if why != nil && gaveUp {
@@ -122,8 +141,7 @@ func (m *member) unready(ctx context.Context, peers int) error {
 		return fmt.Errorf("%w: %w", errAgentEnded, m.cause)
 	default:
 	}
-	// The agent's own root directory shows the socket to this process, too.
-	status, err := agent.FetchStatus(ctx, fmt.Sprintf("/proc/%d/root%s", m.agent.Process.Pid, socketPath))
+	status, err := agent.FetchStatus(ctx, m.socket())
 	if err != nil {
 		return errors.Join(err, context.Cause(ctx))
 	}
@@ -136,6 +154,12 @@ func (m *member) unready(ctx context.Context, peers int) error {
 		return fmt.Errorf("%d of %d peers are up: %s", len(up), peers, peersText(status.Peers))
 	}
 	return nil
+}
+
+// socket is the agent's local API. Its own root directory shows it to this
+// process, too.
+func (m *member) socket() string {
+	return fmt.Sprintf("/proc/%d/root%s", m.agent.Process.Pid, socketPath)
 }
 
 func peersText(peers []agent.PeerStatus) string {

@@ -2,12 +2,10 @@ package demo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/libcni"
@@ -39,12 +37,8 @@ type plugins struct {
 // newPlugins checks that every plugin is in one of the directories.
 func newPlugins(dirs []string) (plugins, error) {
 	for _, name := range []string{"weft-cni", "bridge", "host-local"} {
-		found := slices.ContainsFunc(dirs, func(dir string) bool {
-			info, err := os.Stat(filepath.Join(dir, name))
-			return err == nil && info.Mode().IsRegular()
-		})
-		if !found {
-			return plugins{}, fmt.Errorf("look for CNI plugin %s in %s: not there; run: make build cni", name, strings.Join(dirs, ", "))
+		if _, err := findPlugin(name, dirs); err != nil {
+			return plugins{}, err
 		}
 	}
 	list, err := libcni.NetworkConfFromBytes([]byte(cniConfig))
@@ -52,6 +46,16 @@ func newPlugins(dirs []string) (plugins, error) {
 		return plugins{}, fmt.Errorf("read CNI configuration: %w", err)
 	}
 	return plugins{dirs: dirs, list: list}, nil
+}
+
+func findPlugin(name string, dirs []string) (path string, err error) {
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("look for CNI plugin %s in %s: not there; run: make build cni", name, strings.Join(dirs, ", "))
 }
 
 // attach makes a pod on a host.
@@ -73,21 +77,11 @@ func (p plugins) attach(ctx context.Context, host *lab.Host, name string) (Pod, 
 		if err != nil {
 			return err
 		}
-		for _, ip := range result.IPs {
-			addr, ok := netip.AddrFromSlice(ip.Address.IP)
-			if !ok {
-				return fmt.Errorf("plugin answered with address %q", ip.Address.IP)
-			}
-			pod.Addresses = append(pod.Addresses, addr.Unmap())
-		}
-		if len(pod.Addresses) != len(networks) {
-			return errors.New("plugin answered with addresses " + fmt.Sprint(pod.Addresses) + ", want one per family")
-		}
-		return nil
+		pod.Addresses, err = addressesOf(result)
+		return err
 	})
 	if err != nil {
 		return Pod{}, fmt.Errorf("attach pod %s: %w", pod.Name, err)
 	}
-	slices.SortFunc(pod.Addresses, netip.Addr.Compare) // IPv4 first
 	return pod, nil
 }

@@ -13,14 +13,13 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-
-	"github.com/weft-net/weft/tunnel"
 )
 
 // Report is what the demo found out.
 type Report struct {
 	Hosts      []Host
 	Reach      []Reach // every ordered pair of pods, by name
+	Ports      []Port  // of hosts that have no pods
 	Throughput []Stream
 }
 
@@ -46,25 +45,35 @@ type Answer struct {
 }
 
 // OK reports whether the pod answers on all its addresses.
-func (r Reach) OK() bool {
-	return !slices.ContainsFunc(r.Answers, func(a Answer) bool { return a.Err != nil })
+func (r Reach) OK() bool { return allOK(r.Answers) }
+
+func allOK(answers []Answer) bool {
+	return !slices.ContainsFunc(answers, func(a Answer) bool { return a.Err != nil })
 }
 
-// rtt is the longest round-trip time of all addresses; zero unless all answer.
-func (r Reach) rtt() (longest time.Duration) {
-	if !r.OK() {
+// slowest is the longest round-trip time of all addresses; zero unless all answer.
+func slowest(answers []Answer) (longest time.Duration) {
+	if !allOK(answers) {
 		return 0
 	}
-	for _, a := range r.Answers {
+	for _, a := range answers {
 		longest = max(longest, a.RTT)
 	}
 	return longest
 }
 
-// Stream is the throughput of one TCP stream from pod to pod.
+// Port says whether a port answers that is not a pod's, or is not reached as
+// one: an exposed one of the laptop, or a pod's through the laptop's proxy.
+type Port struct {
+	From, To string
+	Over     string // tcp, udp or socks5
+	Answers  []Answer
+}
+
+// Stream is the throughput of one TCP stream from pod to pod, or to a laptop.
 type Stream struct {
 	From, To string
-	Engines  tunnel.Engine // of both hosts, joined by "-"
+	Engines  string // of both hosts, joined by "-"
 	Gbps     float64
 	Err      error
 }
@@ -80,6 +89,13 @@ func (r Report) Err() error {
 			}
 		}
 	}
+	for _, port := range r.Ports {
+		for _, answer := range port.Answers {
+			if answer.Err != nil {
+				lines = append(lines, fmt.Sprintf("%s does not reach %s over %s: %v", port.From, port.To, port.Over, answer.Err))
+			}
+		}
+	}
 	for _, stream := range r.Throughput {
 		if stream.Err != nil {
 			lines = append(lines, stream.Err.Error())
@@ -92,8 +108,10 @@ func (r Report) Err() error {
 }
 
 // WriteJSON writes one document: {"hosts":[{"name","engine","device","encap","subnets"}],
-// "reach":[{"from","to","ok","rtt_us"}],"throughput":[{"from","to","gbps"}]}.
-// rtt_us is that of the slower family; 0 if one does not answer.
+// "reach":[{"from","to","ok","rtt_us"}],"ports":[{"from","to","over","ok","rtt_us"}],
+// "throughput":[{"from","to","gbps"}]}. rtt_us is that of the slower family; 0 if
+// one does not answer. A host without pods is in reach, ports and throughput by
+// its own name; ports is missing where there is no such host.
 func (r Report) WriteJSON(w io.Writer) error {
 	type host struct {
 		Name    string   `json:"name"`
@@ -108,6 +126,13 @@ func (r Report) WriteJSON(w io.Writer) error {
 		OK   bool   `json:"ok"`
 		RTT  int64  `json:"rtt_us"`
 	}
+	type port struct {
+		From string `json:"from"`
+		To   string `json:"to"`
+		Over string `json:"over"`
+		OK   bool   `json:"ok"`
+		RTT  int64  `json:"rtt_us"`
+	}
 	type stream struct {
 		From string  `json:"from"`
 		To   string  `json:"to"`
@@ -116,13 +141,17 @@ func (r Report) WriteJSON(w io.Writer) error {
 	document := struct {
 		Hosts      []host   `json:"hosts"`
 		Reach      []reach  `json:"reach"`
+		Ports      []port   `json:"ports,omitempty"`
 		Throughput []stream `json:"throughput"`
-	}{[]host{}, []reach{}, []stream{}}
+	}{[]host{}, []reach{}, nil, []stream{}}
 	for _, h := range r.Hosts {
 		document.Hosts = append(document.Hosts, host{h.Name, h.Engine, h.Device, h.Encap, append([]string{}, h.Subnets...)})
 	}
 	for _, pair := range r.Reach {
-		document.Reach = append(document.Reach, reach{pair.From, pair.To, pair.OK(), pair.rtt().Microseconds()})
+		document.Reach = append(document.Reach, reach{pair.From, pair.To, pair.OK(), slowest(pair.Answers).Microseconds()})
+	}
+	for _, p := range r.Ports {
+		document.Ports = append(document.Ports, port{p.From, p.To, p.Over, allOK(p.Answers), slowest(p.Answers).Microseconds()})
 	}
 	for _, s := range r.Throughput {
 		document.Throughput = append(document.Throughput, stream{s.From, s.To, math.Round(s.Gbps*1000) / 1000})
@@ -142,6 +171,7 @@ func (r Report) WriteText(w io.Writer) error {
 	for family, name := range []string{"IPv4", "IPv6"} {
 		r.matrix(&text, family, name)
 	}
+	r.ports(&text)
 	r.streams(&text)
 	if _, err := w.Write(text.Bytes()); err != nil {
 		return fmt.Errorf("write report: %w", err)
@@ -194,6 +224,28 @@ func (r Report) matrix(text *bytes.Buffer, family int, name string) {
 		}
 		fmt.Fprintln(text)
 	}
+}
+
+// ports writes one line for each way: how many use it, and the slowest.
+func (r Report) ports(text *bytes.Buffer) {
+	if len(r.Ports) == 0 {
+		return
+	}
+	fmt.Fprint(text, "\nPorts of hosts without pods, from and to every pod by IPv4 and IPv6:\n\n")
+	out := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
+	for _, way := range []struct{ over, about string }{
+		{"tcp", "pods -> exposed TCP port"}, {"udp", "pods -> exposed UDP port"}, {"socks5", "SOCKS5 proxy -> pods"},
+	} {
+		var all []Answer
+		for _, port := range r.Ports {
+			if port.Over == way.over {
+				all = append(all, port.Answers...)
+			}
+		}
+		answered := slices.DeleteFunc(slices.Clone(all), func(a Answer) bool { return a.Err != nil })
+		fmt.Fprintf(out, "%s\t%d of %d answer\tslowest %d us\n", way.about, len(answered), len(all), slowest(answered).Microseconds())
+	}
+	_ = out.Flush() // to memory
 }
 
 func (r Report) streams(text *bytes.Buffer) {

@@ -34,6 +34,11 @@ func sample() Report {
 			{From: "kernel1/a", To: "user1/a", Answers: []Answer{answer("10.244.12.2", 85), lost}},
 			{From: "user1/a", To: "kernel1/a", Answers: []Answer{answer("10.244.0.2", 12345), answer("fd00:10:244::2", 90)}},
 		},
+		Ports: []Port{
+			{From: "kernel1/a", To: "laptop", Over: "tcp", Answers: []Answer{answer("10.244.5.0", 70), answer("fd00:10:244:5::", 75)}},
+			{From: "kernel1/a", To: "laptop", Over: "udp", Answers: []Answer{answer("10.244.5.0", 60), lost}},
+			{From: "laptop", To: "kernel1/a", Over: "socks5", Answers: []Answer{answer("10.244.0.2", 80)}},
+		},
 		Throughput: []Stream{
 			{From: "kernel1/a", To: "user1/a", Engines: "kernel-userspace", Gbps: 3.14159},
 			{From: "user1/a", To: "kernel1/a", Engines: "userspace-kernel", Err: errors.New("measure throughput: connection refused")},
@@ -68,13 +73,13 @@ func TestReport(t *testing.T) {
 
 func TestReportErr(t *testing.T) {
 	err := sample().Err()
-	for _, want := range []string{"kernel1/a does not reach user1/a: ping fd00:10:244:1::2", "connection refused"} {
+	for _, want := range []string{"kernel1/a does not reach user1/a: ping fd00:10:244:1::2", "connection refused", "kernel1/a does not reach laptop over udp: ping"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got error %v, want it to say %q", err, want)
 		}
 	}
 	fine := sample()
-	fine.Reach, fine.Throughput = fine.Reach[1:], fine.Throughput[:1]
+	fine.Reach, fine.Ports, fine.Throughput = fine.Reach[1:], fine.Ports[:1], fine.Throughput[:1]
 	if err := fine.Err(); err != nil {
 		t.Errorf("all is well, but: %v", err)
 	}

@@ -16,19 +16,29 @@ import (
 // for a while and returns the gigabits per second that arrived. The congestion
 // control is cubic where the kernel has it.
 func Throughput(ctx context.Context, from, to *Namespace, addr netip.Addr, duration time.Duration) (gbps float64, err error) {
-	listener, err := to.Listen(ctx, "tcp", netip.AddrPortFrom(addr, 0).String())
+	return ThroughputVia(ctx, from, to, netip.AddrPort{}, netip.AddrPortFrom(addr, 0), duration)
+}
+
+// ThroughputVia is Throughput where something in between leads what is sent to
+// via on to the address at of the other namespace; zero: nothing does.
+func ThroughputVia(ctx context.Context, from, to *Namespace, via, at netip.AddrPort, duration time.Duration) (gbps float64, err error) {
+	listener, err := to.Listen(ctx, "tcp", at.String())
 	if err != nil {
 		return 0, fmt.Errorf("measure throughput: %w", err)
 	}
 	defer listener.Close()
 	defer context.AfterFunc(ctx, func() { listener.Close() })()
+	target := listener.Addr().String()
+	if via.IsValid() {
+		target = via.String()
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		gbps, err = receiveAll(ctx, listener)
 		return err
 	})
 	group.Go(func() error {
-		conn, err := from.Dial(ctx, "tcp", listener.Addr().String())
+		conn, err := from.Dial(ctx, "tcp", target)
 		if err != nil {
 			listener.Close() // nobody will come
 			return err

@@ -27,8 +27,9 @@ func demoCommand(lacking error) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "demo",
 		Short: "Show unlike hosts in one network",
-		Long: "Makes four throw-away hosts on this machine, two on kernel VXLAN and two on the userspace engine, with two pods\n" +
-			"each; prints their leases, pings every pod from every other and measures TCP. Needs no root. Everything is gone\n" +
+		Long: "Makes throw-away hosts on this machine, with two pods each: two on kernel VXLAN, two on the userspace engine, one whose\n" +
+			"agent is an ordinary user's (rootless), and one, the laptop, without rights, device or pods. Prints their leases, pings\n" +
+			"every pod from every other, uses the laptop's ports and proxy, and measures TCP. Needs no root. Everything is gone\n" +
 			"when it ends. Exit code 0: every pod reached every other; 1: not so; 2: wrong usage; 3: this machine cannot do it.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
@@ -165,6 +166,8 @@ All of it stays up until Ctrl-C. Meanwhile, from another terminal:
   %[1]s exec user1 -- weft status       # or any program there
   %[1]s exec user1 -- tail -f /run/weft/agent.log
   %[1]s exec kernel1/a -- ip addr       # in a pod
+  %[1]s exec laptop -- weft expose      # what a host without a device lets in
+  %[1]s exec laptop -- weft exec -- sh  # a shell there whose only way out is the overlay
 `, self)
 	<-ctx.Done()
 	return nil
