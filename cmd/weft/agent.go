@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -116,7 +117,7 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.StringVar(&o.healthIP, "healthz-ip", "0.0.0.0", "address of /healthz, /readyz and /metrics")
 	f.IntVar(&o.healthPort, "healthz-port", 0, "port of /healthz, /readyz and /metrics; 0: none")
 	f.IntVar(&o.resync, "iptables-resync", 5, "seconds between read-backs of everything weft keeps in the kernel")
-	f.BoolVar(&o.forwardRules, "iptables-forward-rules", true, "accept forwarded pod traffic")
+	f.BoolVar(&o.forwardRules, "iptables-forward-rules", runtime.GOOS == "linux", "accept forwarded pod traffic")
 	f.BoolVar(&o.blackhole, "ip-blackhole-route", false, "add a blackhole route for this host's own subnet")
 	f.StringVar(&o.netConfPath, "net-config-path", "/etc/kube-flannel/net-conf.json", "network configuration, with --kube-subnet-mgr")
 	f.BoolVar(&o.setUnavailable, "set-node-network-unavailable", true, "set the Node's NetworkUnavailable condition to False once ready")
@@ -188,7 +189,7 @@ func runAgent(ctx context.Context, o options) error {
 	if o.healthPort != 0 {
 		cfg.Health = net.JoinHostPort(o.healthIP, strconv.Itoa(o.healthPort))
 	}
-	run, err := o.netstack.around(&cfg, config, o.guest)
+	run, err := o.netstack.around(&cfg, config, o)
 	if err != nil {
 		return err
 	}

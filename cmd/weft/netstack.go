@@ -60,14 +60,16 @@ func (n *netstackOptions) insteadOfTUN(noTUN error, o options) error {
 
 // around changes an agent's configuration into that of a host without a device,
 // if it is one, and returns what runs the agent.
-func (n *netstackOptions) around(cfg *agent.Config, host hostConfig, guest *kube.Invite) (run func(context.Context, func(context.Context) error) error, err error) {
-	if err := n.askHost(cfg.Host); err != nil {
-		return nil, err
+func (n *netstackOptions) around(cfg *agent.Config, host hostConfig, o options) (run func(context.Context, func(context.Context) error) error, err error) {
+	if o.device == "auto" {
+		if err := n.askHost(cfg.Host); err != nil {
+			return nil, err
+		}
 	}
 	if n.reason == "" {
 		return func(ctx context.Context, agent func(context.Context) error) error { return agent(ctx) }, nil
 	}
-	config, err := n.config(guest)
+	config, err := n.config(o.guest)
 	if err != nil {
 		return nil, err
 	}
