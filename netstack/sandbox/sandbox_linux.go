@@ -96,7 +96,7 @@ func replaceResolvConf(text string) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(file.Name())
+	defer func() { _ = os.Remove(file.Name()) }() // what is mounted stays
 	_, err = file.WriteString(text)
 	if err := errors.Join(err, file.Chmod(0o644), file.Close()); err != nil {
 		return err
