@@ -7,11 +7,14 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-net/weft/netstack/local"
 	"github.com/weft-net/weft/netstack/sandbox"
+	"github.com/weft-net/weft/tunnel/userns"
 )
 
 // execCommand runs a program that reaches the overlay, on a host whose own
@@ -22,10 +25,11 @@ func execCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "exec -- COMMAND [ARGUMENT...]",
 		Short: "Run a command that reaches the overlay",
-		Long: "Run a command that reaches pods and Services by address and by name, on a host without a device.\n\n" +
-			"On Linux it runs in a user and network namespace of its own, where all that it sends goes into the overlay; it is root\n" +
+		Long: "Run a command that reaches pods, and on a host without a device Services as well, by address and by name.\n\n" +
+			"On a host without a device it runs, on Linux, in a user and network namespace of its own, where all that it sends goes into the overlay; it is root\n" +
 			"there, and this user outside. Elsewhere, and where such a namespace cannot be had, it is given the agent's proxy\n" +
-			"in its environment, which programs like curl, git and browsers heed. The exit code is the command's.",
+			"in its environment, which programs like curl, git and browsers heed. On a rootless host the command runs as\n" +
+			"'weft netns exec' runs it, on others as it is. The exit code is the command's.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError{errors.New("a command is missing: weft exec -- COMMAND [ARGUMENT...]")}
@@ -54,6 +58,12 @@ func execCommand() *cobra.Command {
 
 func (a *asking) exec(ctx context.Context, config sandbox.Config, proxyOnly bool) error {
 	way, err := config.Client.Way(ctx)
+	if errors.Is(err, local.ErrOwnStack) {
+		if dir := filepath.Dir(a.socket); hasNetns(dir) {
+			return execInside(dir, config.Argv)
+		}
+		return sandbox.RunAsIs(ctx, config)
+	}
 	if err != nil {
 		return err
 	}
@@ -72,6 +82,12 @@ func (a *asking) exec(ctx context.Context, config sandbox.Config, proxyOnly bool
 		return errors.New("the agent has no proxy (its flag --proxy): there is nothing to give the command")
 	}
 	return sandbox.RunWithProxy(ctx, config, way.Proxy)
+}
+
+// hasNetns reports whether a rootless agent holds a namespace.
+func hasNetns(runDir string) bool {
+	_, err := userns.Holder(runDir)
+	return err == nil
 }
 
 // notFound is the exit code of shells for a command that is not there.

@@ -202,6 +202,6 @@ func execInside(runDir string, args []string) error {
 	if err != nil {
 		return explainNetns(err)
 	}
-	err = namespaces.Enter(append([]string{self}, os.Args[1:]...), os.Environ())
+	err = namespaces.Enter(append([]string{self, "netns", "exec", "--run-dir=" + runDir, "--"}, args...), os.Environ())
 	return errors.Join(err, namespaces.Close())
 }

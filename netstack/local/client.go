@@ -23,6 +23,10 @@ type Client struct {
 // ErrRefused means that the agent would not or could not do what it was asked to.
 var ErrRefused = errors.New("refused by the agent")
 
+// ErrOwnStack means that the agent has no way into the overlay to offer, because
+// the system's own network stack has one.
+var ErrOwnStack = fmt.Errorf("%w: this host has a device, and its own network stack reaches the overlay", ErrRefused)
+
 // DialContext dials "host:port" in the overlay; network is "tcp" or "udp".
 // A connection for UDP reads and writes one datagram at a time.
 func (c *Client) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
@@ -72,7 +76,7 @@ func refusal(response *http.Response) error {
 		return err
 	}
 	if response.StatusCode == http.StatusNotFound {
-		return fmt.Errorf("%w: this host's own network stack reaches the overlay; there is nothing to ask the agent for", ErrRefused)
+		return ErrOwnStack
 	}
 	return fmt.Errorf("%w: %s", ErrRefused, strings.TrimSpace(string(text)))
 }

@@ -58,12 +58,19 @@ func resolvConf(way local.Way) string {
 
 // RunWithProxy runs config.Argv with a proxy of the overlay in its environment.
 func RunWithProxy(ctx context.Context, config Config, proxy string) error {
-	command := exec.CommandContext(ctx, config.Argv[0], config.Argv[1:]...)
-	command.Env = append(os.Environ(),
+	return run(ctx, config,
 		"ALL_PROXY=socks5h://"+proxy, "all_proxy=socks5h://"+proxy,
 		"HTTP_PROXY=http://"+proxy, "http_proxy=http://"+proxy,
 		"HTTPS_PROXY=http://"+proxy, "https_proxy=http://"+proxy,
 		"NO_PROXY=localhost,127.0.0.1,::1", "no_proxy=localhost,127.0.0.1,::1")
+}
+
+// RunAsIs runs config.Argv where everything it needs can be reached.
+func RunAsIs(ctx context.Context, config Config) error { return run(ctx, config) }
+
+func run(ctx context.Context, config Config, env ...string) error {
+	command := exec.CommandContext(ctx, config.Argv[0], config.Argv[1:]...)
+	command.Env = append(os.Environ(), env...)
 	return await(command)
 }
 
