@@ -39,17 +39,22 @@ const (
 )
 
 // measureAgent runs weft as a user would, with the userspace engine, and looks
-// at what it takes: at rest with nobody else there, then with many peers.
+// at what it takes: at rest with nobody else there, then with many peers. In
+// between it is the peer of an agent without a device.
 func (b *bench) measureAgent(ctx context.Context) (rows []Row, err error) {
 	ctx, cancel := context.WithTimeout(ctx, agentPatience)
 	defer cancel()
-	b.Progress(fmt.Sprintf("agent: at rest, then with %d peers", agentPeers))
+	b.Progress(fmt.Sprintf("agent: at rest, beside one without a device, then with %d peers", agentPeers))
 	a, err := b.startAgent(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
 	alone, err := a.atRest(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	guest, err := a.measureGuest(ctx, b)
 	if err != nil {
 		return nil, err
 	}
@@ -62,14 +67,16 @@ func (b *bench) measureAgent(ctx context.Context) (rows []Row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	row := func(test, unit string, value float64) {
+	row := func(path, test, unit string, value float64) {
 		v := number(value)
-		rows = append(rows, Row{Path: agentPath, Test: test, Unit: unit, Median: v, Min: v, Max: v, Runs: 1})
-		b.Progress(fmt.Sprintf("  %-21s  %8s %s", test, short(value), unit))
+		rows = append(rows, Row{Path: path, Test: test, Unit: unit, Median: v, Min: v, Max: v, Runs: 1})
+		b.Progress(fmt.Sprintf("  %-14s  %-21s  %8s %s", path, test, short(value), unit))
 	}
-	row(rowIdleMemory, "MB", alone[metricMemory]/1e6)
-	row(rowPeersMemory, "MB", crowded[metricMemory]/1e6)
-	row(rowPeerGoroutines, "more", crowded[metricGoroutines]-alone[metricGoroutines])
+	row(agentPath, rowIdleMemory, "MB", alone[metricMemory]/1e6)
+	row(agentPath, rowPeersMemory, "MB", crowded[metricMemory]/1e6)
+	row(agentPath, rowPeerGoroutines, "more", crowded[metricGoroutines]-alone[metricGoroutines])
+	row(guestPath, rowIdleMemory, "MB", guest.memory/1e6)
+	row(guestPath, rowReachable, "s", guest.start.Seconds())
 	return rows, nil
 }
 
@@ -84,7 +91,7 @@ type runningAgent struct {
 
 // startAgent starts an etcd and an agent that leases from it.
 func (b *bench) startAgent(ctx context.Context) (a *runningAgent, err error) {
-	a = &runningAgent{stderr: lines{say: func(string) {}}} // it says something of each peer
+	a = newAgent()
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("start agent: %w", err), a.close())
@@ -107,17 +114,30 @@ func (b *bench) startAgent(ctx context.Context) (a *runningAgent, err error) {
 	if err := a.put(ctx, lease.ConfigKey, []byte(`{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}`)); err != nil {
 		return a, err
 	}
+	return a, a.launch(ctx, b.Agent, a.store)
+}
+
+// newAgent is one that has no host yet.
+func newAgent() *runningAgent {
+	a := &runningAgent{stderr: lines{say: func(string) {}}} // it says something of each peer
 	a.client = http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return a.host.Dial(ctx, network, address)
 		},
 	}}
+	return a
+}
+
+// launch starts the program on the agent's host, to lease from store.
+func (a *runningAgent) launch(ctx context.Context, program string, store *etcd.Server, flags ...string) error {
 	ip, port, _ := strings.Cut(agentAPI, ":")
-	a.cmd = a.host.Command(ctx, b.Agent, "agent", "--engine=userspace", "--healthz-ip="+ip, "--healthz-port="+port,
-		"--etcd-endpoints="+a.store.Endpoints()[0], "--etcd-prefix="+strings.TrimSuffix(etcdPrefix, "/"))
+	a.cmd = a.host.Command(ctx, program, append([]string{
+		"agent", "--engine=userspace", "--healthz-ip=" + ip, "--healthz-port=" + port,
+		"--etcd-endpoints=" + store.Endpoints()[0], "--etcd-prefix=" + strings.TrimSuffix(etcdPrefix, "/"),
+	}, flags...)...)
 	a.cmd.Stderr = &a.stderr
-	return a, a.cmd.Start()
+	return a.cmd.Start()
 }
 
 func (a *runningAgent) close() (err error) {

@@ -57,6 +57,8 @@ func (c Config) check() error {
 		return fmt.Errorf("Rounds is %d, want 1 or more", c.Rounds)
 	case c.Duration < time.Second || c.Duration%time.Second != 0:
 		return fmt.Errorf("Duration is %s, want whole seconds, 1 or more", c.Duration)
+	case c.total() == 0:
+		return fmt.Errorf("nothing to measure: no path of Paths carries any of the Tests; only %s carries %s, and only TCP", pathNetstack, manyTCP)
 	case len(c.End) == 0:
 		return errors.New("End is missing: want the command that runs a userspace end")
 	}
@@ -110,7 +112,13 @@ func Run(ctx context.Context, config Config) (report Report, err error) {
 // total is how many measurements there will be.
 func (c Config) total() (n int) {
 	for _, set := range c.Sets {
-		n += len(set.Tests) * len(c.Paths) * c.Rounds
+		for _, t := range set.Tests {
+			for _, p := range c.Paths {
+				if t.over(p) != nil {
+					n += c.Rounds
+				}
+			}
+		}
 	}
 	return n
 }

@@ -29,6 +29,7 @@ var carriers = map[string]func(endConfig, *slog.Logger) (carrier, error){
 	"weft":         openWeft,
 	"wireguard-go": openWireGuard,
 	"naive":        openNaive,
+	"netstack":     openNetstack,
 }
 
 // RunEnd is a userspace end of a tunnel, in a process of its own on its host.

@@ -66,7 +66,9 @@ type endConfig struct {
 	Own, Peer endSite
 	// User is a process of an ordinary user in whose network namespace the device
 	// is; empty: it is in that of the end, which has all rights.
-	User    string `json:"user,omitempty"`
+	User string `json:"user,omitempty"`
+	// Proxy is where an end without a device listens for SOCKS5, as host:port.
+	Proxy   string `json:"proxy,omitempty"`
 	Profile string `json:"profile,omitempty"` // file for a CPU profile
 }
 
@@ -87,16 +89,25 @@ type endSite struct {
 func (p *pair) userspace(ctx context.Context, kind string, number int, config endConfig) error {
 	own, peer := p.sites[number], p.sites[1-number]
 	config.Device = userspaceDevice
-	process, err := p.bench.startEnd(ctx, own.host, kind, config)
-	if err != nil {
-		return fmt.Errorf("start %s on %s: %w", kind, own.host.Name(), err)
+	if err := p.start(ctx, kind, number, config); err != nil {
+		return err
 	}
-	p.ends = append(p.ends, process)
 	return own.apply(ctx,
 		tunnel.Link{Name: userspaceDevice, Type: tunnel.LinkTUN, MTU: config.MTU},
 		tunnel.Address{Link: userspaceDevice, Prefix: netip.PrefixFrom(own.inner(), 32)},
 		tunnel.Route{Prefix: peer.subnet, Link: userspaceDevice},
 	)
+}
+
+// start starts a userspace end on a host.
+func (p *pair) start(ctx context.Context, kind string, number int, config endConfig) error {
+	host := p.sites[number].host
+	process, err := p.bench.startEnd(ctx, host, kind, config)
+	if err != nil {
+		return fmt.Errorf("start %s on %s: %w", kind, host.Name(), err)
+	}
+	p.ends = append(p.ends, process)
+	return nil
 }
 
 // describe is the site as userspace ends know it that listen on a port.

@@ -56,6 +56,10 @@ func TestPaths(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if path.proxied {
+				holdStreams(t, b, w)
+				return
+			}
 			o, err := pingPong(t.Context(), b, w)
 			if err != nil {
 				t.Fatal(err)
@@ -77,6 +81,42 @@ func TestPaths(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// holdStreams sends over a way that is entered through a proxy, and looks at
+// what its end says of that.
+func holdStreams(t *testing.T, b *bench, w *way) {
+	t.Helper()
+	s, err := b.measureOnce(t.Context(), w, Test{proxied: streams{count: 3, start: 50 * time.Millisecond}.run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.bits <= 0 || s.early <= 0 || s.seconds < b.Duration.Seconds() {
+		t.Errorf("three streams: %+v", s.outcome)
+	}
+	e := s.ends[0]
+	if _, ok := e.calls(); ok || 8*float64(e.counters["tx_bytes"]) < s.early+s.bits {
+		t.Errorf("of %v bits the end says %v", s.early+s.bits, e.counters)
+	}
+	if err := w.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestProxyRefuses holds that a far side that does not listen is an error, and
+// that a dead proxy is.
+func TestProxyRefuses(t *testing.T) {
+	b := newBench(t)
+	w := openTestWay(t, b, pathNamed(pathNetstack))
+	if _, err := w.dialProxy(t.Context()); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("nobody listens: %v", err)
+	}
+	if err := w.close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.dialProxy(t.Context()); err == nil {
+		t.Error("the proxy has ended and was reached")
 	}
 }
 
@@ -141,6 +181,27 @@ func TestRunEndErrors(t *testing.T) {
 	}
 }
 
+// TestTotal holds that what a path cannot carry is not counted.
+func TestTotal(t *testing.T) {
+	proxied := func(p Path) bool { return p.proxied }
+	i := slices.IndexFunc(Paths, proxied)
+	for name, test := range map[string]struct {
+		paths []Path
+		tests []Test
+		want  int
+	}{
+		"by default":        {Paths[:2], DefaultTests(), 2 * 2 * 5},
+		"through a proxy":   {Paths[i : i+1], DefaultTests(), 2 * 2},
+		"many":              {Paths[i-1 : i+1], named(manyTCP), 2},
+		"many, but nowhere": {Paths[:1], named(manyTCP), 0},
+	} {
+		config := Config{Sets: []Set{{Underlays[0], test.tests}}, Paths: test.paths, Rounds: 2}
+		if got := config.total(); got != test.want {
+			t.Errorf("%s: %d measurements, want %d", name, got, test.want)
+		}
+	}
+}
+
 func TestCongestionControl(t *testing.T) {
 	b := newBench(t)
 	if name, err := b.chooseCongestionControl(); err != nil || name == "" {
@@ -164,6 +225,7 @@ func TestConfigErrors(t *testing.T) {
 		"no paths":    {func(c *Config) { c.Paths = nil }, "nothing to measure"},
 		"no rounds":   {func(c *Config) { c.Rounds = 0 }, "Rounds is 0"},
 		"half second": {func(c *Config) { c.Duration = time.Second / 2 }, "Duration is 500ms"},
+		"not carried": {func(c *Config) { c.Sets = []Set{{Underlays[0], named(manyTCP)}}; c.Paths = Paths[:2] }, "only netstack carries tcp-128"},
 		"no end":      {func(c *Config) { c.End = nil }, "End is missing"},
 	} {
 		config := good
@@ -172,6 +234,11 @@ func TestConfigErrors(t *testing.T) {
 			t.Errorf("%s: %v, want an error with %q", name, err, test.want)
 		}
 	}
+}
+
+func named(test string) []Test {
+	i := slices.IndexFunc(Tests, func(t Test) bool { return t.Name == test })
+	return Tests[i : i+1]
 }
 
 // TestNotInstalled holds that a program that is missing is named with its package.

@@ -56,6 +56,9 @@ func TestVerdict(t *testing.T) {
 			t.Errorf("%v of floor %v and goal %v: %s, want %s", test.measured, test.target.floor, test.target.goal, got, test.want)
 		}
 	}
+	if got := (target{floor: noFloor, goal: 1}).verdict(number(0.9)); got != "below goal" {
+		t.Errorf("below a goal that has no floor: %s", got)
+	}
 	if got := higher.verdict(nil); got != "not measured" {
 		t.Errorf("nothing: %s", got)
 	}
@@ -78,14 +81,21 @@ func TestCheck(t *testing.T) {
 		change func(*Report)
 		want   string
 	}{
-		"slow":                 {set("A", func(r *Row) { r.Median = number(3) }), "underlay A: weft-vxlan is 0.27 of kernel-vxlan"},
-		"slow where it is cut": {set("B", func(r *Row) { r.Median = number(2) }), "underlay B"},
-		"failed":               {set("A", func(r *Row) { r.Median = nil }), "is . of"},
-		"many calls":           {set("A", func(r *Row) { r.SyscallsPerKseg = number(101) }), "101 system calls"},
-		"calls not known":      {set("A", func(r *Row) { r.SyscallsPerKseg = nil }), ". system calls"},
-		"allocations":          {set("B", func(r *Row) { r.AllocsPerPacket = number(0.01) }), "0.010 allocations"},
-		"problem":              {func(r *Report) { r.Problems = []string{"it was killed"} }, "it was killed"},
-		"nothing":              {func(r *Report) { r.Rows = nil }, "nothing to check"},
+		"slow":                   {set("A", func(r *Row) { r.Median = number(3) }), "underlay A: weft-vxlan is 0.27 of kernel-vxlan"},
+		"slow where it is cut":   {set("B", func(r *Row) { r.Median = number(2) }), "underlay B"},
+		"failed":                 {set("A", func(r *Row) { r.Median = nil }), "is . of"},
+		"many calls":             {set("A", func(r *Row) { r.SyscallsPerKseg = number(101) }), "101 system calls"},
+		"calls not known":        {set("A", func(r *Row) { r.SyscallsPerKseg = nil }), ". system calls"},
+		"allocations":            {set("B", func(r *Row) { r.AllocsPerPacket = number(0.01) }), "0.010 allocations"},
+		"problem":                {func(r *Report) { r.Problems = []string{"it was killed"} }, "it was killed"},
+		"nothing":                {func(r *Report) { r.Rows = nil }, "nothing to check"},
+		"slow without a device":  {set("A", func(r *Row) { r.Median = number(30) }), "netstack to weft-vxlan in TCP, 1 stream is 0.09"},
+		"slow with many streams": {func(r *Report) { r.row("A", pathNetstack, manyTCP).Median = number(0.5) }, "128 TCP streams to 1 is 0.19"},
+		"failed without a device": {func(r *Report) {
+			*r.row("A", pathNetstack, bulkTCP) = Row{Underlay: "A", Path: pathNetstack, Test: bulkTCP, Errors: []string{"it broke"}}
+		}, "netstack tcp-1 was not measured: it broke"},
+		"slow without rights":      {func(r *Report) { r.row("A", pathRootless, bulkTCP).Median = number(2.6) }, "rootless to weft-vxlan in TCP, 1 stream is 0.50"},
+		"hardly better than slirp": {func(r *Report) { r.row("A", pathSlirp, bulkTCP).Median = number(2) }, "rootless to slirp4netns in TCP, 1 stream is 2.62"},
 		"nothing to compare with": {func(r *Report) {
 			r.row("A", pathKernel, bulkTCP).Path = "other"
 		}, "is . of kernel-vxlan"},

@@ -143,6 +143,7 @@ type sample struct {
 // outcome is what a test finds out by itself.
 type outcome struct {
 	bits        float64 // delivered
+	early       float64 // bits delivered before the time that counts
 	packets     float64 // delivered, where the test counts them
 	seconds     float64
 	retransmits int
@@ -224,7 +225,7 @@ func (b *bench) measureOnce(ctx context.Context, w *way, t Test) (s sample, err 
 		return sample{}, err
 	}
 	s.busy = !idle
-	if s.outcome, err = t.run(ctx, b, w); err != nil {
+	if s.outcome, err = t.over(w.path)(ctx, b, w); err != nil {
 		return sample{}, errors.Join(err, ctx.Err())
 	}
 	end, err := readClock()

@@ -19,7 +19,9 @@ type Path struct {
 	About string
 	// Baseline is the path that this one is compared with.
 	Baseline string
-	open     func(context.Context, *pair) (*way, error)
+	// proxied paths are entered through a SOCKS5 proxy, which carries TCP alone.
+	proxied bool
+	open    func(context.Context, *pair) (*way, error)
 }
 
 // String is the path's name.
@@ -32,23 +34,26 @@ const (
 	pathWeft       = "weft-vxlan"
 	pathWireGuard  = "wireguard-go"
 	pathRootless   = "weft-rootless"
+	pathSlirp      = "slirp4netns"
+	pathNetstack   = "netstack"
 )
 
 // Paths are those that there are. MTUs: what the encapsulation leaves of the
 // underlay's 1500 bytes, over IPv4 50 for VXLAN and 60 for WireGuard.
 var Paths = []Path{
-	{"veth", "no tunnel", pathKernel, openBare},
-	{pathKernel, "kernel VXLAN at both ends, as flannel sets it up", pathKernel, betweenHosts(kernelVXLAN, kernelVXLAN)},
-	{pathWeft, "weft's engine at both ends", pathKernel, betweenHosts(weftToWeft, weftToWeft)},
-	{"weft-to-kernel", "weft's engine sends, kernel VXLAN receives", pathKernel, betweenHosts(weftToKernel, kernelVXLAN)},
-	{"kernel-to-weft", "kernel VXLAN sends, weft's engine receives", pathKernel, betweenHosts(kernelVXLAN, weftToKernel)},
-	{pathWireGuard, "wireguard-go at both ends: it encrypts, and has an MTU of 1440, the others 1450", pathKernel, betweenHosts(wireGuardGo, wireGuardGo)},
-	{"naive", "a system call per packet, no offloads, at both ends", pathKernel, betweenHosts(naiveTunnel, naiveTunnel)},
-	{pathKernelPods, "kernel VXLAN, from pod to pod", pathKernelPods, betweenPods(kernelVXLAN, kernelVXLAN)},
-	{"weft-vxlan-pods", "weft's engine, from pod to pod", pathKernelPods, betweenPods(weftToWeft, weftToWeft)},
-	{pathRootless, "weft's engine of ordinary users at both ends", pathWeft, betweenHosts(weftRootless, weftRootless)},
-	{"slirp4netns", "a network namespace's way out as most rootless containers have it; nothing reaches in", pathRootless, openTranslated("slirp4netns", slirpArgs)},
-	{"pasta", "the same by its successor", pathRootless, openTranslated("pasta", pastaArgs)},
+	{"veth", "no tunnel", pathKernel, false, openBare},
+	{pathKernel, "kernel VXLAN at both ends, as flannel sets it up", pathKernel, false, betweenHosts(kernelVXLAN, kernelVXLAN)},
+	{pathWeft, "weft's engine at both ends", pathKernel, false, betweenHosts(weftToWeft, weftToWeft)},
+	{"weft-to-kernel", "weft's engine sends, kernel VXLAN receives", pathKernel, false, betweenHosts(weftToKernel, kernelVXLAN)},
+	{"kernel-to-weft", "kernel VXLAN sends, weft's engine receives", pathKernel, false, betweenHosts(kernelVXLAN, weftToKernel)},
+	{pathWireGuard, "wireguard-go at both ends: it encrypts, and has an MTU of 1440, the others 1450", pathKernel, false, betweenHosts(wireGuardGo, wireGuardGo)},
+	{"naive", "a system call per packet, no offloads, at both ends", pathKernel, false, betweenHosts(naiveTunnel, naiveTunnel)},
+	{pathKernelPods, "kernel VXLAN, from pod to pod", pathKernelPods, false, betweenPods(kernelVXLAN, kernelVXLAN)},
+	{"weft-vxlan-pods", "weft's engine, from pod to pod", pathKernelPods, false, betweenPods(weftToWeft, weftToWeft)},
+	{pathRootless, "weft's engine of ordinary users at both ends", pathWeft, false, betweenHosts(weftRootless, weftRootless)},
+	{pathNetstack, "weft without a device sends what enters its SOCKS5 proxy, kernel VXLAN receives; TCP alone, sent by weft-lab", pathWeft, true, betweenHosts(weftNetstack, kernelVXLAN)},
+	{pathSlirp, "a network namespace's way out as most rootless containers have it; nothing reaches in", pathRootless, false, openTranslated(pathSlirp, slirpArgs)},
+	{"pasta", "the same by its successor", pathRootless, false, openTranslated("pasta", pastaArgs)},
 }
 
 // way is a Path that is up: programs in from reach programs in to at addr.
@@ -78,6 +83,9 @@ func (w *way) close() error {
 
 // check waits until the way carries packets.
 func (w *way) check(ctx context.Context) (err error) {
+	if w.path.proxied {
+		return w.checkProxy(ctx)
+	}
 	for range 20 {
 		if _, err = w.from.Ping(ctx, lab.Probe{To: w.addr, Timeout: 250 * time.Millisecond}); err == nil || ctx.Err() != nil {
 			return err

@@ -54,7 +54,7 @@ type Row struct {
 	SegmentsPerReceive *float64 `json:"segments_per_receive"`
 	EndCPUPerGbit      *float64 `json:"end_cpu_ms_per_gbit"` // without what interrupts do for it
 	EndMemory          *float64 `json:"end_rss_mb"`
-	Retransmits        int      `json:"retransmits"` // worst run
+	Retransmits        int      `json:"retransmits"` // worst run, as iperf3 tells; 0 where it does not send
 	StealSeconds       float64  `json:"steal_s"`     // worst run
 	Runs               int      `json:"runs"`
 	BusyRuns           int      `json:"busy_runs"` // begun though the machine was not idle
@@ -82,7 +82,7 @@ func (r result) rows() (rows []Row) {
 // fill adds what all figures of a test have in common.
 func (r result) fill(row *Row) {
 	of := func(value func(sample) float64) *float64 { return median(known(r.samples, value)) }
-	row.CPUMillisPerGbit = of(func(s sample) float64 { return float64(s.cpu.Milliseconds()) / (s.bits / 1e9) })
+	row.CPUMillisPerGbit = of(func(s sample) float64 { return float64(s.cpu.Milliseconds()) / ((s.early + s.bits) / 1e9) })
 	row.GbitPerSecond = of(rate)
 	row.PacketsPerSecond = of(func(s sample) float64 { return positive(s.packets / s.seconds) })
 	end := func(value func(sample, endSample) float64) *float64 { return of(largest(value)) }
@@ -93,7 +93,7 @@ func (r result) fill(row *Row) {
 	row.AllocsPerPacket = end(func(_ sample, e endSample) float64 { return float64(e.allocations) / e.segments() })
 	row.SegmentsPerSend = end(func(_ sample, e endSample) float64 { return e.count("tx_datagrams") / e.count("tx_runs") })
 	row.SegmentsPerReceive = end(func(_ sample, e endSample) float64 { return e.count("rx_datagrams") / e.count("rx_runs") })
-	row.EndCPUPerGbit = end(func(s sample, e endSample) float64 { return float64(e.cpu.Milliseconds()) / (s.bits / 1e9) })
+	row.EndCPUPerGbit = end(func(s sample, e endSample) float64 { return float64(e.cpu.Milliseconds()) / ((s.early + s.bits) / 1e9) })
 	row.EndMemory = end(func(_ sample, e endSample) float64 { return float64(e.memory) / 1e6 })
 	for _, s := range r.samples {
 		row.Retransmits = max(row.Retransmits, s.retransmits)

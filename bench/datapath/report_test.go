@@ -58,6 +58,12 @@ func sampleReport() Report {
 		tcpSample(5, weftEnd("a", 500_000, 30_000, 20), weftEnd("b", 400_000, 20_000, 10)),
 		tcpSample(5.5, weftEnd("a", 500_000, 29_000, 20), weftEnd("b", 400_000, 20_000, 10)))
 	add(0, naive, "tcp-1")
+	add(0, pathNamed(pathRootless), "tcp-1", tcpSample(5.25))
+	add(0, pathNamed(pathSlirp), "tcp-1", tcpSample(0.25))
+	add(0, pathNamed(pathNetstack), "tcp-1", tcpSample(2.625))
+	many := tcpSample(2.1)
+	many.early = 2.1e9 // of a second that does not count
+	add(0, pathNamed(pathNetstack), manyTCP, many)
 	add(0, kernel, "udp-64", udp(1e5, 2*time.Second))
 	add(0, weft, "udp-64", udp(1e5, 3*time.Second))
 	add(0, kernel, "ping-pong", ping(50))

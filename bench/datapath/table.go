@@ -18,7 +18,7 @@ func (r Report) WriteText(w io.Writer) error {
 	if m.CipherMillisPerGbit != nil {
 		fmt.Fprintf(&text, "%s encrypts: of its CPU time, %s ms/Gbit are ChaCha20-Poly1305\n", pathWireGuard, cell(m.CipherMillisPerGbit))
 	}
-	fmt.Fprint(&text, "Medians, half their range, and in brackets their ratio to kernel VXLAN. Only the ratios say something of other machines.\n")
+	fmt.Fprint(&text, "Medians, half their range, and in brackets their ratio to kernel VXLAN (of weft-rootless and netstack to weft-vxlan, of slirp4netns and pasta to weft-rootless). Only the ratios say something of other machines.\n")
 	for _, underlay := range distinct(r.Rows, func(row Row) string { return row.Underlay }) {
 		if underlay == "" {
 			continue // the agent, which is among the targets
@@ -50,14 +50,13 @@ func aboutUnderlay(name string) string {
 	return ""
 }
 
-// baseline is the path that a path is compared with.
-func baseline(path string) string {
-	for _, p := range Paths {
-		if p.Name == path {
-			return p.Baseline
-		}
+// pathNamed is the zero Path if there is none.
+func pathNamed(name string) Path {
+	i := slices.IndexFunc(Paths, func(p Path) bool { return p.Name == name })
+	if i < 0 {
+		return Path{}
 	}
-	return ""
+	return Paths[i]
 }
 
 // distinct returns the values of rows in the order in which they first appear.
@@ -107,7 +106,7 @@ func (r Report) figure(underlay, path, test string) string {
 	if row.Runs > 1 {
 		text += fmt.Sprintf(" ±%.0f%%", 50*(*row.Max-*row.Min) / *row.Median)
 	}
-	if x := ratio(row, r.row(underlay, baseline(path), test)); x != nil {
+	if x := ratio(row, r.row(underlay, pathNamed(path).Baseline, test)); x != nil {
 		text += fmt.Sprintf(" (%.2f)", *x)
 	}
 	return text
@@ -125,9 +124,13 @@ func costs(text *bytes.Buffer, rows []Row) {
 			fmt.Fprintf(out, "\n%s\tGbit/s\trange\tCPU-ms/Gbit\tcalls/1000 seg\tallocs/packet\tseg/send\tseg/receive\tend RSS MB\tretransmits\n", bulkTCP)
 			seen = true
 		}
-		fmt.Fprintf(out, "%s\t%s\t%s-%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\n", row.Path, cell(row.Median), cell(row.Min), cell(row.Max),
+		retransmits := fmt.Sprint(row.Retransmits)
+		if pathNamed(row.Path).proxied {
+			retransmits = "."
+		}
+		fmt.Fprintf(out, "%s\t%s\t%s-%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", row.Path, cell(row.Median), cell(row.Min), cell(row.Max),
 			cell(row.CPUMillisPerGbit), cell(row.SyscallsPerKseg), allocations(row.AllocsPerPacket),
-			cell(row.SegmentsPerSend), cell(row.SegmentsPerReceive), cell(row.EndMemory), row.Retransmits)
+			cell(row.SegmentsPerSend), cell(row.SegmentsPerReceive), cell(row.EndMemory), retransmits)
 	}
 	_ = out.Flush() // to memory
 }
@@ -173,7 +176,7 @@ func (r Report) warnings(text *bytes.Buffer) {
 	}
 }
 
-// targets writes what weft's engine is to reach, and whether it does.
+// targets writes what weft's engine is to reach, with a device and without, and whether it does.
 func (r Report) targets(text *bytes.Buffer) {
 	fmt.Fprintf(text, "\nTargets of %s, as ratios to %s unless said otherwise:\n\n", pathWeft, pathKernel)
 	out := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
@@ -186,8 +189,12 @@ func (r Report) targets(text *bytes.Buffer) {
 		if t.floor == noAllocations {
 			write = allocations
 		}
+		floor := direction + write(&t.floor)
+		if t.floor == noFloor {
+			floor = "."
+		}
 		measured := t.measured(r)
-		fmt.Fprintf(out, "%s\t%s%s\t%s%s\t%s\t%s\n", t.what, direction, write(&t.floor), direction, write(&t.goal), write(measured), t.verdict(measured))
+		fmt.Fprintf(out, "%s\t%s\t%s%s\t%s\t%s\n", t.what, floor, direction, write(&t.goal), write(measured), t.verdict(measured))
 	}
 	_ = out.Flush() // to memory
 }

@@ -11,7 +11,19 @@ type Test struct {
 	Name    string
 	About   string
 	Figures []Figure
-	run     func(context.Context, *bench, *way) (outcome, error)
+	run     runner // nil: paths that are entered through a proxy alone carry it
+	proxied runner // over paths that are; nil: they cannot carry it
+}
+
+// runner sends the traffic of a test.
+type runner func(context.Context, *bench, *way) (outcome, error)
+
+// over is how the test is run over a path; nil: it cannot be.
+func (t Test) over(p Path) runner {
+	if p.proxied {
+		return t.proxied
+	}
+	return t.run
 }
 
 // Figure is one thing that a Test tells; rows of a Report are named after it.
@@ -31,17 +43,19 @@ const (
 
 // Tests are those that there are.
 var Tests = []Test{
-	{"tcp-1", "one TCP stream", []Figure{{"tcp-1", unitRate, false, rate}}, iperf{streams: 1}.run},
-	{"tcp-4", "four TCP streams", []Figure{{"tcp-4", unitRate, false, rate}}, iperf{streams: 4}.run},
+	{bulkTCP, "one TCP stream", []Figure{{bulkTCP, unitRate, false, rate}}, iperf{streams: 1}.run, streams{count: 1}.run},
+	{"tcp-4", "four TCP streams", []Figure{{"tcp-4", unitRate, false, rate}}, iperf{streams: 4}.run, streams{count: 4}.run},
+	{manyTCP, "128 TCP streams, after a second to start; over paths that are entered through a proxy, and only when named",
+		[]Figure{{manyTCP, unitRate, false, rate}}, nil, streams{count: 128, start: time.Second}.run},
 	{"udp-64", "flood of 64 bytes; processor time of the machine per packet delivered",
-		[]Figure{{"udp-64", unitCPU, true, cpuPerPacket}}, iperf{udp: 64}.run},
+		[]Figure{{"udp-64", unitCPU, true, cpuPerPacket}}, iperf{udp: 64}.run, nil},
 	{"udp-1350", "flood of 1350 bytes; what is delivered",
-		[]Figure{{"udp-1350", unitRate, false, rate}}, iperf{udp: 1350}.run},
+		[]Figure{{"udp-1350", unitRate, false, rate}}, iperf{udp: 1350}.run, nil},
 	{"ping-pong", "64 bytes to and fro; half the round trip",
 		[]Figure{
 			{"ping-pong-p50", unitLatency, true, func(s sample) float64 { return micros(s.half50) }},
 			{"ping-pong-p99", unitLatency, true, func(s sample) float64 { return micros(s.half99) }},
-		}, pingPong},
+		}, pingPong, nil},
 }
 
 // lowerIsBetter tells of a figure by its name.
@@ -64,6 +78,16 @@ func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsec
 
 // String is the test's name.
 func (t Test) String() string { return t.Name }
+
+// DefaultTests are those that need not be named.
+func DefaultTests() (tests []Test) {
+	for _, t := range Tests {
+		if t.run != nil {
+			tests = append(tests, t)
+		}
+	}
+	return tests
+}
 
 // QuickTests are those that tell most in the shortest time.
 func QuickTests(underlay Underlay) (quick []Test) {

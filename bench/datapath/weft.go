@@ -13,7 +13,19 @@ import (
 type weft struct{ *engine.Engine }
 
 func openWeft(config endConfig, logger *slog.Logger) (carrier, error) {
-	running, err := newEngine(config, logger)
+	workers, err := datapath.Open(datapath.Config{
+		Device: config.Device, MTU: config.MTU, Listen: []netip.AddrPort{config.Own.Outer}, Inside: config.inside(), Logger: logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	running, err := newEngine(config, workers, logger)
+	return weft{running}, err
+}
+
+// newEngine makes an engine that knows its peer.
+func newEngine(config endConfig, workers []engine.Worker, logger *slog.Logger) (*engine.Engine, error) {
+	running, err := engine.New(engine.Config{Workers: workers, Logger: logger})
 	if err != nil {
 		return nil, err
 	}
@@ -28,18 +40,7 @@ func openWeft(config endConfig, logger *slog.Logger) (carrier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return weft{running}, nil
-}
-
-// newEngine opens what the agent opens.
-func newEngine(config endConfig, logger *slog.Logger) (*engine.Engine, error) {
-	workers, err := datapath.Open(datapath.Config{
-		Device: config.Device, MTU: config.MTU, Listen: []netip.AddrPort{config.Own.Outer}, Inside: config.inside(), Logger: logger,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return engine.New(engine.Config{Workers: workers, Logger: logger})
+	return running, nil
 }
 
 // Counters implements carrier.
