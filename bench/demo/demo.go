@@ -31,10 +31,10 @@ type Config struct {
 type kind string
 
 const (
-	kernel    kind = "kernel"    // kernel VXLAN
-	userspace kind = "userspace" // the userspace engine on a TUN
-	rootless  kind = "rootless"  // the same without rights, in a namespace of its own
-	netstack  kind = "netstack"  // without rights, device or pods: a laptop
+	kernel     kind = "kernel"    // kernel VXLAN
+	userspace  kind = "userspace" // the userspace engine on a TUN
+	rootless   kind = "rootless"  // the same without rights, in a namespace of its own
+	deviceless kind = "netstack"  // without rights, device or pods: a laptop
 )
 
 // cast is who takes part: two hosts of either kind that has rights, so that
@@ -48,7 +48,7 @@ var cast = []struct {
 	{"kernel2", kernel},
 	{"user2", userspace},
 	{"rootless", rootless},
-	{"laptop", netstack},
+	{"laptop", deviceless},
 }
 
 // podsPerHost are the names of the pods on each host that can have some.
@@ -136,7 +136,7 @@ func (d *Demo) startPods(ctx context.Context, plugins plugins) error {
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, m := range d.members {
-		if m.kind == netstack {
+		if m.kind == deviceless {
 			continue
 		}
 		attach := plugins.attach

@@ -30,15 +30,22 @@ var (
 // addresses are those of a host in the overlay by itself: the first of each of
 // its subnets.
 func (m *member) addresses() (addresses []netip.Addr, err error) {
-	for _, text := range m.status.Subnets {
-		subnet, err := netip.ParsePrefix(text)
-		if err != nil {
-			return nil, fmt.Errorf("read subnet of %s: %w", m.Name(), err)
-		}
-		addresses = append(addresses, subnet.Addr())
+	if addresses, err = firstAddresses(m.status.Subnets); err != nil {
+		return nil, fmt.Errorf("read subnets of %s: %w", m.Name(), err)
 	}
 	if len(addresses) != len(networks) {
 		return nil, fmt.Errorf("read subnets of %s: %v, want one per family", m.Name(), m.status.Subnets)
+	}
+	return addresses, nil
+}
+
+func firstAddresses(subnets []string) (addresses []netip.Addr, err error) {
+	for _, text := range subnets {
+		subnet, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, err
+		}
+		addresses = append(addresses, subnet.Addr())
 	}
 	return addresses, nil
 }
@@ -61,7 +68,7 @@ func (d *Demo) usePorts(ctx context.Context, report *Report) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for _, laptop := range d.members {
-		if laptop.kind != netstack {
+		if laptop.kind != deviceless {
 			continue
 		}
 		addresses, err := laptop.addresses()

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/control/agent"
 )
 
 // streamTime is how long each TCP stream runs.
@@ -30,11 +31,7 @@ func (d *Demo) Measure(ctx context.Context) (Report, error) {
 	var report Report
 	var points []point
 	for _, m := range d.members {
-		s := m.status
-		report.Hosts = append(report.Hosts, Host{
-			Name: m.Name(), Engine: s.Engine, Device: s.Device, Encap: s.Encap,
-			Subnets: s.Subnets, Addresses: s.PublicIPs, MTU: s.MTU,
-		})
+		report.Hosts = append(report.Hosts, hostOf(m.Name(), m.status))
 		more, err := m.points()
 		if err != nil {
 			return report, err
@@ -58,15 +55,22 @@ func (d *Demo) Measure(ctx context.Context) (Report, error) {
 	return report, ctx.Err()
 }
 
+func hostOf(name string, s agent.Status) Host {
+	return Host{
+		Name: name, Engine: s.Engine, Device: s.Device, Encap: s.Encap,
+		Subnets: s.Subnets, Addresses: s.PublicIPs, MTU: s.MTU,
+	}
+}
+
 // stream measures from a host's pod to another's, or to the other itself.
 func (d *Demo) stream(ctx context.Context, fromHost, toHost *member) Stream {
 	from := fromHost.pods[0]
 	stream := Stream{From: from.Name, To: toHost.Name(), Engines: string(fromHost.kind + "-" + toHost.kind)}
-	if toHost.kind != netstack {
+	if toHost.kind != deviceless {
 		stream.To = toHost.pods[0].Name
 	}
 	d.cfg.Progress(fmt.Sprintf("TCP from %s to %s for %s", stream.From, stream.To, streamTime))
-	if toHost.kind == netstack {
+	if toHost.kind == deviceless {
 		var to []netip.Addr
 		if to, stream.Err = toHost.addresses(); stream.Err == nil {
 			stream.Gbps, stream.Err = lab.ThroughputVia(ctx, from.ns, toHost.Namespace, netip.AddrPortFrom(to[0], sinkPort), sinkAt, streamTime)
@@ -80,7 +84,7 @@ func (d *Demo) stream(ctx context.Context, fromHost, toHost *member) Stream {
 
 // points are what of a host others ping.
 func (m *member) points() ([]point, error) {
-	if m.kind == netstack {
+	if m.kind == deviceless {
 		addresses, err := m.addresses()
 		return []point{{Name: m.Name(), Addresses: addresses, ping: m.pingThrough}}, err
 	}
@@ -100,7 +104,7 @@ func (d *Demo) pairs() [][2]*member {
 	kernels, users := kinds[kernel], kinds[userspace]
 	return [][2]*member{
 		{kernels[0], kernels[1]}, {kernels[0], users[0]}, {users[0], users[1]},
-		{kernels[0], kinds[rootless][0]}, {kernels[0], kinds[netstack][0]},
+		{kernels[0], kinds[rootless][0]}, {kernels[0], kinds[deviceless][0]},
 	}
 }
 

@@ -58,7 +58,7 @@ func (k kind) agent(weft string) []string {
 	switch k {
 	case rootless:
 		return withoutRights(weft, "agent", "--rootless", "--ip-masq")
-	case netstack:
+	case deviceless:
 		return withoutRights(weft, "agent", "--device=netstack",
 			fmt.Sprintf("--expose=%d=%s", echoPort, echoAt), fmt.Sprintf("--expose=udp:%d=%s", echoPort, echoAt),
 			fmt.Sprintf("--expose=%d=%s", sinkPort, sinkAt), "--proxy="+proxyAt.String())
@@ -146,6 +146,11 @@ func (m *member) unready(ctx context.Context, peers int) error {
 		return errors.Join(err, context.Cause(ctx))
 	}
 	m.status = status
+	return readiness(status, peers)
+}
+
+// readiness says why a host cannot be used yet.
+func readiness(status agent.Status, peers int) error {
 	up := slices.DeleteFunc(slices.Clone(status.Peers), func(p agent.PeerStatus) bool { return p.State != agent.StateUp })
 	switch {
 	case !status.Ready:

@@ -208,7 +208,7 @@ func (r Report) matrix(text *bytes.Buffer, family int, name string) {
 		names, places = max(names, len(reach.To)), max(places, len(addrs[reach.To]))
 	}
 	pods := slices.Sorted(maps.Keys(addrs))
-	fmt.Fprintf(text, "\n%s round-trip times between pods, microseconds:\n\n%*s", name, 4+names+2+places, "")
+	fmt.Fprintf(text, "\n%s round-trip times, microseconds:\n\n%*s", name, 4+names+2+places, "")
 	for i := range pods {
 		fmt.Fprintf(text, "%6d", i+1)
 	}
@@ -231,16 +231,19 @@ func (r Report) ports(text *bytes.Buffer) {
 	if len(r.Ports) == 0 {
 		return
 	}
-	fmt.Fprint(text, "\nPorts of hosts without pods, from and to every pod by IPv4 and IPv6:\n\n")
+	fmt.Fprint(text, "\nHosts without pods, in all families:\n\n")
 	out := tabwriter.NewWriter(text, 0, 0, 2, ' ', 0)
 	for _, way := range []struct{ over, about string }{
-		{"tcp", "pods -> exposed TCP port"}, {"udp", "pods -> exposed UDP port"}, {"socks5", "SOCKS5 proxy -> pods"},
+		{"tcp", "their TCP ports"}, {"udp", "their UDP ports"}, {"socks5", "pods through their SOCKS5 proxy"},
 	} {
 		var all []Answer
 		for _, port := range r.Ports {
 			if port.Over == way.over {
 				all = append(all, port.Answers...)
 			}
+		}
+		if len(all) == 0 {
+			continue
 		}
 		answered := slices.DeleteFunc(slices.Clone(all), func(a Answer) bool { return a.Err != nil })
 		fmt.Fprintf(out, "%s\t%d of %d answer\tslowest %d us\n", way.about, len(answered), len(all), slowest(answered).Microseconds())

@@ -26,19 +26,29 @@ func ThroughputVia(ctx context.Context, from, to *Namespace, via, at netip.AddrP
 	if err != nil {
 		return 0, fmt.Errorf("measure throughput: %w", err)
 	}
-	defer listener.Close()
-	defer context.AfterFunc(ctx, func() { listener.Close() })()
 	target := listener.Addr().String()
 	if via.IsValid() {
 		target = via.String()
 	}
+	dial := func(ctx context.Context) (net.Conn, error) { return from.Dial(ctx, "tcp", target) }
+	if gbps, err = ThroughputOver(ctx, listener, dial, duration); err != nil {
+		return 0, fmt.Errorf("measure throughput from %s to %s: %w", from.name, to.name, err)
+	}
+	return gbps, nil
+}
+
+// ThroughputOver is Throughput between whatever listener, which it closes, and
+// dial are.
+func ThroughputOver(ctx context.Context, listener net.Listener, dial func(context.Context) (net.Conn, error), duration time.Duration) (gbps float64, err error) {
+	defer listener.Close()
+	defer context.AfterFunc(ctx, func() { listener.Close() })()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
 		gbps, err = receiveAll(ctx, listener)
 		return err
 	})
 	group.Go(func() error {
-		conn, err := from.Dial(ctx, "tcp", target)
+		conn, err := dial(ctx)
 		if err != nil {
 			listener.Close() // nobody will come
 			return err
@@ -47,10 +57,7 @@ func ThroughputVia(ctx context.Context, from, to *Namespace, via, at netip.AddrP
 		defer context.AfterFunc(ctx, func() { conn.Close() })()
 		return sendFor(conn, duration)
 	})
-	if err := group.Wait(); err != nil {
-		return 0, fmt.Errorf("measure throughput from %s to %s: %w", from.name, to.name, err)
-	}
-	return gbps, nil
+	return gbps, group.Wait()
 }
 
 const streamBuffer = 256 << 10
@@ -78,8 +85,10 @@ func receiveAll(ctx context.Context, listener net.Listener) (gbps float64, err e
 }
 
 func sendFor(conn net.Conn, duration time.Duration) error {
-	if err := useCubic(conn.(*net.TCPConn)); err != nil {
-		return fmt.Errorf("set congestion control: %w", err)
+	if kernels, ok := conn.(*net.TCPConn); ok {
+		if err := useCubic(kernels); err != nil {
+			return fmt.Errorf("set congestion control: %w", err)
+		}
 	}
 	buffer := make([]byte, streamBuffer)
 	for start := time.Now(); time.Since(start) < duration; {
@@ -104,13 +113,18 @@ func (n *Namespace) Echo(ctx context.Context, addr netip.AddrPort) (netip.AddrPo
 		listener.Close()
 		return netip.AddrPort{}, err
 	}
+	ServeEcho(ctx, listener, packets)
+	return bound, nil
+}
+
+// ServeEcho answers with what it is sent until ctx ends, and then closes both.
+func ServeEcho(ctx context.Context, listener net.Listener, packets net.PacketConn) {
 	context.AfterFunc(ctx, func() {
 		listener.Close()
 		packets.Close()
 	})
 	go echoStreams(ctx, listener)
 	go echoPackets(packets)
-	return bound, nil
 }
 
 func echoStreams(ctx context.Context, listener net.Listener) {

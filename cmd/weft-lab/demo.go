@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 // demoOptions are the flags of demo.
 type demoOptions struct {
 	json, keep bool
+	inProcess  bool
 	kube, weft string
 	cni        []string
 }
@@ -30,7 +32,9 @@ func demoCommand(lacking error) *cobra.Command {
 		Long: "Makes throw-away hosts on this machine, with two pods each: two on kernel VXLAN, two on the userspace engine, one whose\n" +
 			"agent is an ordinary user's (rootless), and one, the laptop, without rights, device or pods. Prints their leases, pings\n" +
 			"every pod from every other, uses the laptop's ports and proxy, and measures TCP. Needs no root. Everything is gone\n" +
-			"when it ends. Exit code 0: every pod reached every other; 1: not so; 2: wrong usage; 3: this machine cannot do it.",
+			"when it ends.\n\n" +
+			"With --in-process, and always where there are no namespaces (macOS, Windows, FreeBSD), all hosts are like the laptop, and\n" +
+			"in one process: they have no kernel networking and need no rights at all. Exit code 0: every pod reached every other; 1: not so; 2: wrong usage; 3: this machine cannot do it.",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return usageError{fmt.Errorf("unexpected argument %q", args[0])}
@@ -38,8 +42,11 @@ func demoCommand(lacking error) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.inProcess || errors.Is(lacking, errors.ErrUnsupported) {
+				return o.runInProcess(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+			}
 			if lacking != nil {
-				return unsupportedError{fmt.Errorf("the demo cannot run on this machine: %w", lacking)}
+				return unsupportedError{fmt.Errorf("the demo cannot run on this machine: %w (%s shows a part of it)", lacking, inProcessFlag)}
 			}
 			return o.run(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
@@ -48,10 +55,41 @@ func demoCommand(lacking error) *cobra.Command {
 	f.SortFlags = false
 	f.BoolVar(&o.json, "json", false, "print one JSON document on standard output, progress on standard error")
 	f.BoolVar(&o.keep, "keep", false, "leave everything up until interrupted, and say how to step into a host")
+	f.BoolVar(&o.inProcess, strings.TrimPrefix(inProcessFlag, "--"), false, "all hosts in this process, without namespaces")
 	f.StringVar(&o.kube, "kube", "", "lease from a real Kubernetes, run by this weft-kube program, instead of etcd")
 	f.StringVar(&o.weft, "weft", "", "the weft program (default $WEFT_BIN, else beside weft-lab)")
 	f.StringArrayVar(&o.cni, "cni", nil, "directory of CNI plugins, repeatable (default $CNI_PATH, else ../.cache/cni beside weft-lab)")
 	return command
+}
+
+// inProcessFlag is looked for before flags are parsed.
+const inProcessFlag = "--in-process"
+
+// soloHosts are enough to see that a third does not disturb two.
+const soloHosts = 3
+
+func (o demoOptions) runInProcess(ctx context.Context, stdout, stderr io.Writer) error {
+	if o.keep || o.kube != "" {
+		return usageError{errors.New("--keep and --kube need namespaces: leave them out, or run the demo on Linux without " + inProcessFlag)}
+	}
+	said := stdout
+	if o.json {
+		said = stderr
+	}
+	report, err := demo.InProcess{Hosts: soloHosts, Progress: progress(said)}.Run(ctx)
+	if err != nil {
+		return interrupted(ctx, err)
+	}
+	return errors.Join(o.print(report, stdout), report.Err())
+}
+
+// print writes the report as the user wants it.
+func (o demoOptions) print(report demo.Report, stdout io.Writer) error {
+	if o.json {
+		return report.WriteJSON(stdout)
+	}
+	fmt.Fprintln(stdout)
+	return report.WriteText(stdout)
 }
 
 func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) (err error) {
@@ -73,13 +111,7 @@ func (o demoOptions) run(ctx context.Context, stdout, stderr io.Writer) (err err
 	if err != nil {
 		return interrupted(ctx, err)
 	}
-	if o.json {
-		err = report.WriteJSON(stdout)
-	} else {
-		fmt.Fprintln(stdout)
-		err = report.WriteText(stdout)
-	}
-	if err != nil {
+	if err := o.print(report, stdout); err != nil {
 		return err
 	}
 	if o.keep {

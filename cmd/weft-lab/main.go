@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -34,15 +35,20 @@ func (e unsupportedError) Unwrap() error { return e.error }
 
 func main() {
 	// Nothing may come before Enter, which helper processes of the lab pass
-	// through as well; only exec looks at a lab from the outside.
+	// through as well; only exec looks at a lab from the outside, and a demo in
+	// process has none.
 	var lacking error
-	if len(os.Args) < 2 || os.Args[1] != "exec" {
+	if !withoutLab(os.Args[1:]) {
 		lacking = lab.Enter()
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	code := run(ctx, lacking, os.Args[1:])
 	stop()
 	os.Exit(code)
+}
+
+func withoutLab(args []string) bool {
+	return len(args) > 0 && (args[0] == "exec" || args[0] == "demo" && slices.Contains(args[1:], inProcessFlag))
 }
 
 // run executes one command line and returns the exit code. lacking is why

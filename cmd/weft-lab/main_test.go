@@ -21,6 +21,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"--help"}, 0},
 		{[]string{"demo", "--help"}, 0},
 		{[]string{"demo"}, exitUnsupported},
+		{[]string{"demo", "--in-process", "--keep"}, exitUsage},
 		{[]string{"demo", "--nonsense"}, exitUsage},
 		{[]string{"demo", "argument"}, exitUsage},
 		{[]string{"nonsense"}, exitUsage},

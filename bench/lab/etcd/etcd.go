@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"net/url"
 	"path/filepath"
@@ -20,9 +21,11 @@ import (
 
 // Config describes a Server.
 type Config struct {
-	Namespace *lab.Namespace // where it listens, usually Lab.Outside
-	Addrs     []netip.Addr   // addresses to listen on, besides loopback
-	Port      uint16         // 0: 2379
+	// Namespace is where it listens, usually Lab.Outside; nil: where the process
+	// is, which needs no lab, and on free ports where Port is 0.
+	Namespace *lab.Namespace
+	Addrs     []netip.Addr // addresses to listen on, besides loopback
+	Port      uint16       // 0: 2379; the next one is for peers
 	// Dir holds data and the log (etcd.log); a server started on the Dir of
 	// another that was closed goes on with its data.
 	Dir string
@@ -31,19 +34,32 @@ type Config struct {
 // Server is a running etcd with one member.
 type Server struct {
 	config Config
+	peer   uint16 // port for peers, of which there are none
 	etcd   *embed.Etcd
 	client *clientv3.Client
 }
 
 // Start starts an etcd and waits until it serves, or ctx ends.
 func Start(ctx context.Context, config Config) (*Server, error) {
-	if config.Port == 0 {
-		config.Port = 2379
-	}
+	run := func(f func() error) error { return f() }
 	s := &Server{config: config}
+	switch {
+	case config.Namespace == nil && config.Port == 0:
+		if err := s.findPorts(ctx); err != nil {
+			return nil, fmt.Errorf("start etcd: %w", err)
+		}
+	case config.Port == 0:
+		s.config.Port = 2379
+	}
+	if config.Namespace != nil {
+		run = config.Namespace.Do
+	}
+	if s.peer == 0 {
+		s.peer = s.config.Port + 1
+	}
 	// Sockets belong to the namespace of the thread that opens them, which is
 	// this one: etcd opens all of them before StartEtcd returns.
-	err := config.Namespace.Do(func() (err error) {
+	err := run(func() (err error) {
 		s.etcd, err = embed.StartEtcd(s.settings())
 		return err
 	})
@@ -61,6 +77,20 @@ func Start(ctx context.Context, config Config) (*Server, error) {
 	return nil, errors.Join(fmt.Errorf("start etcd: %w", err), s.Close())
 }
 
+// findPorts picks two ports that were free a moment ago.
+func (s *Server) findPorts(ctx context.Context) error {
+	var config net.ListenConfig
+	for _, port := range []*uint16{&s.config.Port, &s.peer} {
+		listener, err := config.Listen(ctx, "tcp", netip.AddrPortFrom(loopback, 0).String())
+		if err != nil {
+			return err
+		}
+		defer listener.Close() // held until both are known
+		*port = listener.Addr().(*net.TCPAddr).AddrPort().Port()
+	}
+	return nil
+}
+
 func (s *Server) settings() *embed.Config {
 	settings := embed.NewConfig()
 	settings.Name = "lab"
@@ -72,7 +102,7 @@ func (s *Server) settings() *embed.Config {
 	settings.EnableGRPCGateway = false
 	// Alone, it elects itself: the sooner the better.
 	settings.TickMs, settings.ElectionMs = 10, 100
-	peer := url.URL{Scheme: "http", Host: netip.AddrPortFrom(loopback, s.config.Port+1).String()}
+	peer := url.URL{Scheme: "http", Host: netip.AddrPortFrom(loopback, s.peer).String()}
 	settings.ListenPeerUrls = []url.URL{peer}
 	settings.AdvertisePeerUrls = []url.URL{peer}
 	settings.InitialCluster = settings.Name + "=" + peer.String()
@@ -86,8 +116,12 @@ func (s *Server) settings() *embed.Config {
 
 var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-// Endpoints are the URLs that hosts reach it at, in the order of Addrs.
+// Endpoints are the URLs that hosts reach it at, in the order of Addrs; without
+// any, loopback's.
 func (s *Server) Endpoints() (endpoints []string) {
+	if len(s.config.Addrs) == 0 {
+		return []string{"http://" + netip.AddrPortFrom(loopback, s.config.Port).String()}
+	}
 	for _, addr := range s.config.Addrs {
 		endpoints = append(endpoints, "http://"+netip.AddrPortFrom(addr, s.config.Port).String())
 	}
