@@ -113,9 +113,6 @@ func (m *Member) Handlers() map[string]http.Handler {
 	return local.Handlers(m.reach(), m.ports, m.config.Logger)
 }
 
-// Ports are all forwards and exposes.
-func (m *Member) Ports() []proxy.State { return m.ports.List() }
-
 // Run serves the proxy and the ports until ctx is done. A port that is taken is
 // an error of the first moment; later ones are the state of their port.
 func (m *Member) Run(ctx context.Context) error {
