@@ -85,7 +85,7 @@ soak: ## an hour of mixed traffic through engines while peers come and go
 clean: ## remove bin and .cache
 	rm -rf $(BIN) $(CACHE)
 
-cni: $(CNI_PLUGINS)
+cni: $(if $(filter linux,$(shell $(GO) env GOOS)),$(CNI_PLUGINS))
 
 $(CACHE)/cni/bridge $(CACHE)/cni/loopback: PLUGIN = main/$(@F)
 $(CACHE)/cni/host-local: PLUGIN = ipam/$(@F)

@@ -383,6 +383,7 @@ func TestExitCodes(t *testing.T) {
 		{"no agent", []string{program, "demo", "--weft=/nowhere/weft"}, 1, "make build"},
 		{"no plugins", []string{program, "demo", "--cni=/nowhere"}, 1, "make build cni"},
 		{"no namespaces", []string{"unshare", "-Ur", "sh", "-c", "echo 0 >/proc/sys/user/max_net_namespaces; exec " + program + " demo"}, 3, "max_net_namespaces"},
+		{"in process without namespaces", []string{"unshare", "-Ur", "sh", "-c", "echo 0 >/proc/sys/user/max_net_namespaces; exec " + program + " demo --in-process --json"}, 0, "UDP sockets on loopback"},
 		{"no TUN", []string{"unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net; exec " + program + " demo"}, 3, "/dev/net/tun"},
 	}
 	for _, test := range tests {

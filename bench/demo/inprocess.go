@@ -52,13 +52,16 @@ func (p InProcess) Run(ctx context.Context) (report Report, err error) {
 	if err != nil {
 		return report, fmt.Errorf("run the demo in process: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		if err := os.RemoveAll(dir); err != nil { // takes nothing from what was found out
+			p.Progress(fmt.Sprintf("%s is left behind: %v", dir, err))
+		}
+	}()
 	server, err := p.startStore(ctx, dir)
 	if err != nil {
 		return report, err
 	}
 	defer func() { err = errors.Join(err, server.Close()) }()
-
 	agents, stop := context.WithCancel(ctx)
 	defer stop()
 	group, agents := errgroup.WithContext(agents)
