@@ -50,9 +50,7 @@ func execCommand() *cobra.Command {
 	ask.register(command)
 	command.Flags().BoolVar(&proxyOnly, "proxy-only", false, "only set the proxy in the environment")
 	command.Flags().BoolVar(&inside, "inside", false, "")
-	if err := command.Flags().MarkHidden("inside"); err != nil {
-		panic(err) // the flag is one line above
-	}
+	command.Flags().Lookup("inside").Hidden = true
 	return command
 }
 

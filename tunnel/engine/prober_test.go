@@ -88,15 +88,6 @@ func (u *underlay) Send(to netip.AddrPort, datagram []byte) error {
 	return nil
 }
 
-// deliver has the peer answer a member of a run, if its checksums are right.
-func (u *underlay) deliver(datagram []byte) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if frame, err := vxlan.Parse(datagram); err == nil && tunneltest.Check(frame.Packet) == nil {
-		u.answer(frame.Packet)
-	}
-}
-
 func (u *underlay) answer(request []byte) {
 	if u.silent {
 		return
@@ -110,19 +101,6 @@ func (u *underlay) answer(request []byte) {
 			u.t.Errorf("answer not taken: %v", err)
 		}
 	})
-}
-
-// SendRun cuts a run as hardware would, or as u.cut says.
-func (u *underlay) SendRun(to netip.AddrPort, run []byte, segment int) error {
-	u.set(func() { u.runs++ })
-	for place := 0; len(run) > 0; place++ {
-		n := min(segment, len(run))
-		if datagram := bytes.Clone(run[:n]); u.cut == nil || u.cut(place, datagram) {
-			u.deliver(datagram)
-		}
-		run = run[n:]
-	}
-	return nil
 }
 
 func (u *underlay) set(change func()) {
