@@ -13,6 +13,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/weft-net/weft/tunnel"
 )
 
 // GateConfig says what NewGate makes.
@@ -119,4 +121,29 @@ func (g *Gate) Close() error {
 	err := g.Stack.Close()
 	g.group.Wait()
 	return err
+}
+
+// Carry writes what is read of one Device to another, until either is closed.
+func Carry(to, from tunnel.Device) {
+	packets, arena := make([]tunnel.Incoming, 64), make([]byte, 4*tunnel.MinArena)
+	out := make([]tunnel.Outgoing, len(packets))
+	for {
+		n, err := from.Read(packets, arena)
+		if err != nil {
+			return
+		}
+		for i, p := range packets[:n] {
+			out[i] = tunnel.Outgoing{Offload: p.Offload, Parts: [][]byte{p.Data}}
+		}
+		for rest := out[:n]; len(rest) > 0; {
+			done, err := to.Write(rest)
+			if errors.Is(err, tunnel.ErrClosed) {
+				return
+			}
+			if err == nil {
+				break
+			}
+			rest = rest[done+1:] // what cannot be taken is lost, as on any link
+		}
+	}
 }

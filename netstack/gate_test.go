@@ -10,8 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/weft-net/weft/tunnel"
 )
 
 // gated is a Stack whose only way leads to a Gate.
@@ -28,8 +26,8 @@ func gated(t *testing.T, config GateConfig) *Stack {
 		t.Fatal(err)
 	}
 	var pumps sync.WaitGroup
-	pumps.Go(func() { carry(gate, program) })
-	pumps.Go(func() { carry(program, gate) })
+	pumps.Go(func() { Carry(gate, program) })
+	pumps.Go(func() { Carry(program, gate) })
 	t.Cleanup(func() {
 		if err := errors.Join(program.Close(), gate.Close()); err != nil {
 			t.Error(err)
@@ -37,20 +35,6 @@ func gated(t *testing.T, config GateConfig) *Stack {
 		pumps.Wait()
 	})
 	return program
-}
-
-// carry writes what one device sends to another.
-func carry(to, from tunnel.Device) {
-	packets, arena := make([]tunnel.Incoming, 16), make([]byte, 2*tunnel.MinArena)
-	for {
-		n, err := from.Read(packets, arena)
-		if err != nil {
-			return
-		}
-		for _, p := range packets[:n] {
-			to.Write([]tunnel.Outgoing{{Offload: p.Offload, Parts: [][]byte{p.Data}}})
-		}
-	}
 }
 
 func TestGate(t *testing.T) {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/agent"
 	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/underlay"
 	"github.com/weft-net/weft/tunnel/userns"
@@ -20,6 +22,24 @@ type hostConfig struct {
 	Offloads datapath.Offloads
 	// Inner is the network namespace to program; nil: that of the process.
 	Inner *userns.Inner
+}
+
+// Underlay implements agent.Host.
+func (c hostConfig) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (agent.Outer, error) {
+	choice, err := underlay.Find(ctx, c.request(recall, networks))
+	if err != nil {
+		return agent.Outer{}, err
+	}
+	return agent.Outer{
+		Underlay: control.Underlay{Link: choice.Link, MTU: choice.MTU, Addrs: choice.Addrs, OnLink: choice.OnLink},
+		Public:   choice.Public,
+		Reason:   choice.Reason,
+	}, nil
+}
+
+// UnderlayChanges implements agent.Host.
+func (c hostConfig) UnderlayChanges(ctx context.Context) <-chan struct{} {
+	return underlay.Watch(ctx, c.Logger)
 }
 
 // request completes the flags with what the lease source knows: an address the

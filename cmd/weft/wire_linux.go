@@ -12,7 +12,6 @@ import (
 	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/guard"
 	"github.com/weft-net/weft/tunnel/kernel"
-	"github.com/weft-net/weft/tunnel/underlay"
 )
 
 // host is Linux as the agent sees it.
@@ -22,23 +21,11 @@ func newHost(cfg hostConfig) (agent.Host, error) { return host{cfg}, nil }
 
 // Underlay implements agent.Host.
 func (h host) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (agent.Outer, error) {
-	choice, err := underlay.Find(ctx, h.request(recall, networks))
-	if err != nil {
-		return agent.Outer{}, err
-	}
+	outer, err := h.hostConfig.Underlay(ctx, recall, networks)
 	if h.Inner != nil {
-		choice.OnLink = nil // no device of the host is where the routes are
+		outer.OnLink = nil // no device of the host is where the routes are
 	}
-	return agent.Outer{
-		Underlay: control.Underlay{Link: choice.Link, MTU: choice.MTU, Addrs: choice.Addrs, OnLink: choice.OnLink},
-		Public:   choice.Public,
-		Reason:   choice.Reason,
-	}, nil
-}
-
-// UnderlayChanges implements agent.Host.
-func (h host) UnderlayChanges(ctx context.Context) <-chan struct{} {
-	return underlay.Watch(ctx, h.Logger)
+	return outer, err
 }
 
 // errRootlessKernel is why a rootless host has the userspace engine.

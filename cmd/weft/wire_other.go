@@ -17,7 +17,6 @@ import (
 	"github.com/weft-net/weft/tunnel/kernel"
 	"github.com/weft-net/weft/tunnel/router"
 	"github.com/weft-net/weft/tunnel/tundev"
-	"github.com/weft-net/weft/tunnel/underlay"
 )
 
 // host is macOS, Windows or FreeBSD as the agent sees it. Containers do not
@@ -28,21 +27,9 @@ func newHost(cfg hostConfig) (agent.Host, error) { return host{cfg}, nil }
 
 // Underlay implements agent.Host.
 func (h host) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (agent.Outer, error) {
-	choice, err := underlay.Find(ctx, h.request(recall, networks))
-	if err != nil {
-		return agent.Outer{}, err
-	}
-	return agent.Outer{
-		// OnLink stays empty, as no route leads over the underlay here.
-		Underlay: control.Underlay{Link: choice.Link, MTU: choice.MTU, Addrs: choice.Addrs},
-		Public:   choice.Public,
-		Reason:   choice.Reason,
-	}, nil
-}
-
-// UnderlayChanges implements agent.Host.
-func (h host) UnderlayChanges(ctx context.Context) <-chan struct{} {
-	return underlay.Watch(ctx, h.Logger)
+	outer, err := h.hostConfig.Underlay(ctx, recall, networks)
+	outer.OnLink = nil // no route leads over the underlay here
+	return outer, err
 }
 
 // KernelVXLAN implements agent.Host.

@@ -19,7 +19,6 @@ import (
 
 	"github.com/weft-net/weft/netstack"
 	weftproxy "github.com/weft-net/weft/netstack/proxy"
-	"github.com/weft-net/weft/tunnel"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -44,8 +43,8 @@ func newStack(t *testing.T, addr netip.Addr) *netstack.Stack {
 func wire(t *testing.T, a, b *netstack.Stack) (cut func()) {
 	t.Helper()
 	var pumps sync.WaitGroup
-	pumps.Go(func() { carry(a, b) })
-	pumps.Go(func() { carry(b, a) })
+	pumps.Go(func() { netstack.Carry(a, b) })
+	pumps.Go(func() { netstack.Carry(b, a) })
 	cut = sync.OnceFunc(func() {
 		if err := errors.Join(a.Close(), b.Close()); err != nil {
 			t.Error(err)
@@ -54,20 +53,6 @@ func wire(t *testing.T, a, b *netstack.Stack) (cut func()) {
 	})
 	t.Cleanup(cut)
 	return cut
-}
-
-func carry(to, from tunnel.Device) {
-	packets, arena := make([]tunnel.Incoming, 16), make([]byte, 2*tunnel.MinArena)
-	for {
-		n, err := from.Read(packets, arena)
-		if err != nil {
-			return
-		}
-		for _, p := range packets[:n] {
-			// What cannot be written is lost, as on any wire.
-			_, _ = to.Write([]tunnel.Outgoing{{Offload: p.Offload, Parts: [][]byte{p.Data}}})
-		}
-	}
 }
 
 // start runs a Member until the end of the test.

@@ -123,8 +123,8 @@ func open(ctx context.Context, config Config) (stop func() error, err error) {
 		return nil, errors.Join(err, device.Close())
 	}
 	var pumps sync.WaitGroup
-	pumps.Go(func() { pump(gate, device) })
-	pumps.Go(func() { pump(device, gate) })
+	pumps.Go(func() { netstack.Carry(gate, device) })
+	pumps.Go(func() { netstack.Carry(device, gate) })
 	stop = func() error {
 		err := errors.Join(gate.Close(), device.Close())
 		pumps.Wait()
@@ -156,31 +156,6 @@ func address(ctx context.Context, config Config) error {
 		}
 	}
 	return nil
-}
-
-// pump writes what is read of one device to the other, until either is closed.
-func pump(to, from tunnel.Device) {
-	packets, arena := make([]tunnel.Incoming, 64), make([]byte, 4*tunnel.MinArena)
-	out := make([]tunnel.Outgoing, len(packets))
-	for {
-		n, err := from.Read(packets, arena)
-		if err != nil {
-			return
-		}
-		for i, p := range packets[:n] {
-			out[i] = tunnel.Outgoing{Offload: p.Offload, Parts: [][]byte{p.Data}}
-		}
-		for rest := out[:n]; len(rest) > 0; {
-			done, err := to.Write(rest)
-			if errors.Is(err, tunnel.ErrClosed) {
-				return
-			}
-			if err == nil {
-				break
-			}
-			rest = rest[done+1:] // what cannot be taken is lost, as on any link
-		}
-	}
 }
 
 // stream has the agent dial what the program dials, before it is accepted: it
