@@ -38,7 +38,7 @@ type fakeServer struct {
 
 	oldest     int  // events up to this version are forgotten: a watch from before gets 410
 	down       bool // connections are cut
-	revoked    bool // the token is refused
+	refusal    int  // status with which every request is refused; 0: none is
 	noStreams  bool // streaming lists are refused, as by servers without the feature
 	failPatch  int  // so many patches are refused
 	hideAll    bool // lists hold nothing
@@ -64,8 +64,12 @@ func newFakeServer(t *testing.T) *fakeServer {
 		if f.isDown() {
 			panic(http.ErrAbortHandler)
 		}
-		if f.isRevoked() {
+		switch f.refuses() {
+		case http.StatusUnauthorized:
 			f.refuse(w, http.StatusUnauthorized, metav1.StatusReasonUnauthorized, "Unauthorized")
+			return
+		case http.StatusForbidden:
+			f.refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, "forbidden")
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -83,10 +87,10 @@ func (f *fakeServer) isDown() bool {
 	return f.down
 }
 
-func (f *fakeServer) isRevoked() bool {
+func (f *fakeServer) refuses() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.revoked
+	return f.refusal
 }
 
 // change runs do and wakes every watch.

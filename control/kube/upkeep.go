@@ -107,7 +107,7 @@ func (s *Source) final(err error) error {
 		if end := s.hold.invite.Expires; !now.Before(end) {
 			return finalError{expired(name, end)}
 		}
-		return finalError{fmt.Errorf("the API server does not take the invite of %s any more: it was revoked; ask an administrator for a new one (weft invite %s)", name, name)}
+		return finalError{fmt.Errorf("the API server does not take the token of %s any more: the invite was revoked; ask an administrator for a new one (weft invite %s)", name, name)}
 	case errors.Is(err, errNoNode):
 		return finalError{fmt.Errorf("the Node %s is gone: the invite was revoked; ask an administrator for a new one (weft invite %s)", name, name)}
 	}
@@ -122,8 +122,10 @@ func (s *Source) guestGone(ctx context.Context) error {
 		_, err := s.api.node(ctx, s.cfg.Invite.Node)
 		return err
 	})
-	if apierrors.IsUnauthorized(err) {
-		err = errNoNode // the token is bound to the Node
+	if apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err) {
+		// The token is bound to the Node, and so are the rights. The API server
+		// may remember the token for some seconds longer than the rights.
+		err = errNoNode
 	}
 	var end finalError
 	if errors.As(s.final(err), &end) {
