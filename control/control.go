@@ -16,13 +16,18 @@ type Leg struct {
 	PublicIP netip.Addr   // outer address peers send to
 	MAC      tunnel.MAC   // VTEP MAC; zero unless the backend is vxlan
 	VNI      uint32       // as published; zero unless the backend is vxlan
+	// Key and Port are of the backend wireguard, in flannel's form; zero unless
+	// the backend is that. What hosts of other backends offer is in Offers.
+	Key  tunnel.PublicKey
+	Port uint16
 }
 
 // Offers are what a host can do beyond what its backend type says, one field
 // per encapsulation. The zero value is nothing, which is what flanneld hosts
 // offer. It is comparable.
 type Offers struct {
-	VXLAN VXLANOffer
+	VXLAN     VXLANOffer
+	WireGuard WireGuardOffer
 	// NoDirect: packets for the host's subnet are not to be routed to its address,
 	// however near that is: its pods are not behind the stack that has it.
 	NoDirect bool
@@ -33,6 +38,16 @@ type VXLANOffer struct {
 	// RemoteChecksum: the host finishes inner checksums that a frame's header
 	// marks as put off (draft-herbert-vxlan-rco-00).
 	RemoteChecksum bool
+	// Off: the host terminates no VXLAN, although its lease says so for want of
+	// another word.
+	Off bool
+}
+
+// WireGuardOffer is how a host terminates WireGuard; without Keys it does not.
+type WireGuardOffer struct {
+	Keys tunnel.WireGuardKeys
+	// Ports are the outer UDP ports, that of IPv4 first; 0: not in that family.
+	Ports [2]uint16
 }
 
 // Lease is one host's membership. It is immutable once in a Snapshot.
@@ -41,6 +56,7 @@ type Lease struct {
 	Backend string // backend type, as published
 	Legs    []Leg  // IPv4 first; at most one per family
 	Offers  Offers
+	Guest   bool // holds the lease by an invite
 	// Problems say which part of the lease is unusable and why. A leg with a
 	// problem is not in Legs, and offers with one are none.
 	Problems []string
@@ -90,6 +106,19 @@ type Self struct {
 	// Device is the TUN's name where Engine is userspace; empty: there is none, and
 	// nothing to program on this host.
 	Device string
+	// WireGuard says who carries WireGuard here; the zero value: nobody.
+	WireGuard tunnel.Engine
+	// Failed are the ways found not to work now, and why: what is left of each
+	// peer is chosen from. They are no part of what both ends know, so the two may
+	// differ for a while.
+	Failed map[WayID]string
+}
+
+// WayID names a way to one family of one other host.
+type WayID struct {
+	Host  string
+	Is4   bool
+	Encap tunnel.Encap
 }
 
 // Underlay is the outer device and its addresses.
@@ -105,7 +134,7 @@ type Underlay struct {
 // Policy is what the user decided: net-conf.json and flags.
 type Policy struct {
 	Networks     []netip.Prefix // pod networks, IPv4 first; at most one per family
-	Backend      string         // "vxlan" or "host-gw"
+	Backend      string         // "vxlan", "host-gw" or "wireguard"
 	VNI          uint32
 	Port         uint16 // outer UDP port
 	MTU          int    // outer MTU override; 0: the underlay's
@@ -118,7 +147,26 @@ type Policy struct {
 	Blackhole    bool // blackhole route for the own subnet
 	// KeepChecksums: inner checksums are neither left to peers nor finished for them.
 	KeepChecksums bool
+	// Prefer is the order in which encapsulations are tried; empty: direct where
+	// Direct allows it, vxlan, wireguard. One that is not in it is not used.
+	Prefer  []tunnel.Encap
+	Encrypt Encrypt
+	// Ports are where WireGuard listens, IPv4 first, and Keepalive the seconds
+	// between packets that keep NATs open, 0 for none.
+	WireGuardPorts [2]uint16
+	Keepalive      int
 }
+
+// Encrypt says which pairs of hosts must use WireGuard.
+type Encrypt string
+
+// The policies. With EncryptGuests the pairs with a guest do whose ends both
+// can; with EncryptAlways a pair that cannot is not connected.
+const (
+	EncryptNever  Encrypt = "never"
+	EncryptGuests Encrypt = "guests"
+	EncryptAlways Encrypt = "always"
+)
 
 // Plan is everything that should be true on this host. It is sorted: the same
 // snapshot gives the same plan, byte for byte.

@@ -15,13 +15,14 @@ const (
 	KindAddress
 	KindNeighbor
 	KindFDB
+	KindWireGuard
 	KindFirewall
 	KindRoute
 )
 
 var kindNames = map[Kind]string{
 	KindLink: "link", KindAddress: "address", KindNeighbor: "neighbor",
-	KindFDB: "fdb", KindFirewall: "firewall", KindRoute: "route",
+	KindFDB: "fdb", KindWireGuard: "wireguard", KindFirewall: "firewall", KindRoute: "route",
 }
 
 // String returns the kind's name as status prints it.
@@ -57,7 +58,8 @@ func (k Key) Compare(other Key) int {
 
 // Object is something that should exist, or does exist, on this host. Every
 // implementation is a comparable struct: want == have means "in place". The
-// implementations are Link, Address, Neighbor, FDBEntry, Firewall and Route.
+// implementations are Link, Address, Neighbor, FDBEntry, WireGuardPeer, Firewall
+// and Route.
 type Object interface {
 	Key() Key
 }
@@ -68,8 +70,9 @@ type LinkType string
 // The link types. A TUN is opened by the engine's device; as an object only
 // its MTU and up state are managed.
 const (
-	LinkVXLAN LinkType = "vxlan"
-	LinkTUN   LinkType = "tun"
+	LinkVXLAN     LinkType = "vxlan"
+	LinkTUN       LinkType = "tun"
+	LinkWireGuard LinkType = "wireguard"
 )
 
 // Link is a network device that is up.
@@ -77,7 +80,7 @@ type Link struct {
 	Name string
 	Type LinkType
 	MTU  int // largest inner packet
-	// The rest is for LinkVXLAN.
+	// The rest is for LinkVXLAN, but for Port.
 	MAC      MAC
 	VNI      uint32
 	Port     uint16     // outer UDP destination port
@@ -85,6 +88,9 @@ type Link struct {
 	Parent   string     // underlay device
 	Learning bool
 	GBP      bool
+	// PublicKey of a LinkWireGuard is that of the private key the driver was given;
+	// Port is where it listens.
+	PublicKey PublicKey
 }
 
 // Key implements Object.
@@ -118,6 +124,18 @@ type FDBEntry struct {
 
 // Key implements Object.
 func (f FDBEntry) Key() Key { return Key{KindFDB, f.Link + " " + f.MAC.String()} }
+
+// WireGuardPeer is a peer of a kernel WireGuard device.
+type WireGuardPeer struct {
+	Link      string
+	PublicKey PublicKey
+	Endpoint  netip.AddrPort // outer; where the peer has roamed to is of no account
+	Subnet    netip.Prefix   // inner: all that the peer may send from
+	Keepalive int            // seconds; 0: none
+}
+
+// Key implements Object.
+func (w WireGuardPeer) Key() Key { return Key{KindWireGuard, w.Link + " " + w.PublicKey.String()} }
 
 // Route is a route in the main table.
 type Route struct {

@@ -68,13 +68,31 @@ type Peer struct {
 	Name     string         // host name, for logs and status
 	Prefixes []netip.Prefix // inner prefixes, masked, sorted; all of one family
 	Endpoint netip.AddrPort // outer address and UDP port
-	MAC      MAC            // VTEP MAC: inner destination MAC of what we send
-	VNI      uint32         // 24 bits
 	MTU      int            // largest inner packet in bytes, IP header included
+	// Encap is how packets to the peer are sent; empty is EncapVXLAN. What it
+	// sends is accepted in either form, as two hosts never change at one moment.
+	Encap Encap
+	// Sealed: what the peer sends is accepted through WireGuard only.
+	Sealed bool
+
+	// Of a peer that speaks VXLAN.
+	MAC MAC    // VTEP MAC: inner destination MAC of what we send
+	VNI uint32 // 24 bits
 	// RemoteChecksum: the peer finishes inner checksums that a frame's header
 	// marks as put off (draft-herbert-vxlan-rco-00).
 	RemoteChecksum bool
+
+	// Of a peer that speaks WireGuard.
+	Keys WireGuardKeys
+	// Keepalive is how often, in seconds, something is sent to keep a NAT or
+	// firewall open; 0: never.
+	Keepalive int
 }
+
+// WireGuardKeys are the public keys a host goes by: the one to begin handshakes
+// with, and another that it may use as well, while one takes the place of the
+// other. Either may be zero, the second alone may not be there.
+type WireGuardKeys [2]PublicKey
 
 // Local is what this host terminates for one inner family: frames to MAC on
 // VNI carrying that family are ours.

@@ -23,7 +23,7 @@ type offersData struct {
 	Routed  *bool      `json:"routed,omitempty"` // nil is true
 }
 
-// vxlanOffer has the fields of control.VXLANOffer, in the same order.
+// vxlanOffer is control.VXLANOffer as it is written.
 type vxlanOffer struct {
 	RemoteChecksum bool `json:"remoteChecksum,omitzero"`
 }
@@ -35,7 +35,7 @@ func formatOffers(offers control.Offers) ([]byte, error) {
 	if offers == (control.Offers{}) {
 		return nil, nil
 	}
-	data := offersData{Version: offersVersion, VXLAN: vxlanOffer(offers.VXLAN)}
+	data := offersData{Version: offersVersion, VXLAN: vxlanOffer{RemoteChecksum: offers.VXLAN.RemoteChecksum}}
 	if offers.NoDirect {
 		data.Routed = new(bool)
 	}
