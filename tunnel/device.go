@@ -139,7 +139,7 @@ type Datagrams struct {
 	Flow uint32
 }
 
-// Socket is a batched UDP socket. One goroutine may Receive while another Sends.
+// Socket is a batched UDP socket. One goroutine may Receive while others Send.
 type Socket interface {
 	// Local is the bound address and port.
 	Local() netip.AddrPort

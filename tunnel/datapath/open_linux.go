@@ -2,6 +2,7 @@ package datapath
 
 import (
 	"errors"
+	"net/netip"
 	"runtime"
 
 	"github.com/weft-net/weft/tunnel"
@@ -56,7 +57,7 @@ func open(config Config) (opened []engine.Worker, err error) {
 			opened[i].Sockets = append(opened[i].Sockets, socket)
 			descriptors[i] = append(descriptors[i], socket.Descriptors())
 		}
-		probes, err := udp.OpenProbe(addr.Addr(), testRuns)
+		probes, err := udp.OpenProbe(netip.AddrPortFrom(addr.Addr(), 0), testRuns)
 		if err != nil {
 			return nil, err
 		}

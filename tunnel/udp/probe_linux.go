@@ -26,23 +26,26 @@ type ProbeSocket struct {
 }
 
 // OpenProbe opens a ProbeSocket in the network namespace of the calling thread,
-// on a local address, or the unspecified one of a family, and any free port.
-// Runs says whether it is to send runs.
-func OpenProbe(local netip.Addr, runs bool) (*ProbeSocket, error) {
+// on a local address, or the unspecified one of a family. With port 0 it sends
+// from any free port, else from that of a ListenGroup which is open already and
+// goes on to receive all that comes there. Runs says whether it is to send runs.
+func OpenProbe(from netip.AddrPort, runs bool) (*ProbeSocket, error) {
+	local := from.Addr()
 	if !local.IsValid() || local.Is4In6() {
 		return nil, fmt.Errorf("open probe socket on %v: want a local address or 0.0.0.0 or ::", local)
 	}
 	s := &ProbeSocket{local: local, runs: runs, sender: -1, asker: -1}
-	for _, fd := range []*int{&s.sender, &s.asker} {
+	for fd, from := range map[*int]netip.AddrPort{&s.sender: from, &s.asker: netip.AddrPortFrom(local, 0)} {
 		var err error
-		if *fd, err = openProbe(local); err != nil {
-			return nil, errors.Join(fmt.Errorf("open probe socket on %v: %w", local, err), s.free())
+		if *fd, err = openProbe(from); err != nil {
+			return nil, errors.Join(fmt.Errorf("open probe socket on %v: %w", from, err), s.free())
 		}
 	}
 	return s, nil
 }
 
-func openProbe(local netip.Addr) (int, error) {
+func openProbe(from netip.AddrPort) (int, error) {
+	local := from.Addr()
 	family, level := unix.AF_INET6, unix.SOL_IPV6
 	options := map[int]int{
 		unix.IPV6_V6ONLY: 1, unix.IPV6_MTU_DISCOVER: unix.IPV6_PMTUDISC_PROBE, unix.IPV6_DONTFRAG: 1,
@@ -60,7 +63,13 @@ func openProbe(local netip.Addr) (int, error) {
 			return -1, errors.Join(fmt.Errorf("set socket option %d of level %d: %w", name, level, err), unix.Close(fd))
 		}
 	}
-	if err := errors.Join(dropAll(fd), bind(fd, netip.AddrPortFrom(local, 0))); err != nil {
+	err = dropAll(fd)
+	if from.Port() != 0 {
+		// The program that steers the group does not know this socket, as the last
+		// one bound, so that nothing is steered to it.
+		err = errors.Join(err, share(fd))
+	}
+	if err = errors.Join(err, bind(fd, from)); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil

@@ -78,7 +78,7 @@ func TestProbeSocket(t *testing.T) {
 
 func openTestProbe(t *testing.T, local netip.Addr) *ProbeSocket {
 	t.Helper()
-	s, err := OpenProbe(local, true)
+	s, err := OpenProbe(netip.AddrPortFrom(local, 0), true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,8 +152,45 @@ func TestProbeSocketErrors(t *testing.T) {
 		netip.MustParseAddr("::ffff:127.0.0.1"): "want a local address",
 		netip.MustParseAddr("192.0.2.1"):        "192.0.2.1 is not an address of this host",
 	} {
-		if _, err := OpenProbe(addr, true); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := OpenProbe(netip.AddrPortFrom(addr, 0), true); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("OpenProbe(%v): %v, want %q", addr, err, want)
+		}
+	}
+}
+
+// TestProbeSharesPort holds that a probe leaves from the port of a group, and
+// that the group goes on to get all that comes there.
+func TestProbeSharesPort(t *testing.T) {
+	for _, addr := range loopbacks {
+		for _, count := range []int{1, 3} {
+			sockets := group(t, on(addr), count)
+			probe, err := OpenProbe(sockets[0].Local(), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			const senders = 40
+			to := listen(t, on(addr))
+			for range senders {
+				mustSend(t, listen(t, on(addr)), tunnel.Datagrams{Addr: sockets[0].Local(), Parts: parts(pattern(100))})
+			}
+			if err := probe.Send(to.Local(), pattern(100)); err != nil {
+				t.Fatal(err)
+			}
+			if _, runs := receive(t, to, 1); runs[0].Addr != sockets[0].Local() {
+				t.Errorf("a probe came from %v, want %v", runs[0].Addr, sockets[0].Local())
+			}
+			total := 0
+			for _, runs := range drainGroup(t, sockets) {
+				for _, d := range runs {
+					total += len(cut(d.Data, d.SegmentSize))
+				}
+			}
+			if total != senders {
+				t.Errorf("%d of %d datagrams arrived beside a probe socket", total, senders)
+			}
+			if err := probe.Close(); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }
