@@ -272,8 +272,12 @@ func (h *Host) handshakeDue(p *Peer, now moment) bool {
 	if u.attempt != nil || u.initiated != 0 && now-u.initiated < device.RekeyTimeout {
 		return false
 	}
+	return !h.confirming(p, now)
+}
+
+// confirming: the peer has begun a handshake, and should confirm it soon.
+func (h *Host) confirming(p *Peer, now moment) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	// The peer has begun one, and will confirm it soon.
-	return p.next == nil || now-p.next.created >= confirmWithin
+	return p.next != nil && now-p.next.created < confirmWithin
 }

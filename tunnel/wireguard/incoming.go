@@ -142,7 +142,7 @@ func (h *Host) handleUnknown(from netip.AddrPort) {
 		switch {
 		case !p.up(now):
 			p.asked.Store(true)
-			if u.attempt == nil || now-u.initiated >= unknownEvery {
+			if (u.initiated == 0 || now-u.initiated >= unknownEvery) && !h.confirming(p, now) {
 				h.initiate(p, now)
 			}
 		case now-s.created < device.RekeyTimeout:

@@ -27,6 +27,8 @@ type Peer struct {
 	asked     atomic.Bool // a handshake is wanted; Run takes it back
 	called    atomic.Bool // in Host.called
 	completed atomic.Bool // a worker has seen the session confirmed
+	// reconfigured: a handshake in flight is to begin anew.
+	reconfigured atomic.Bool
 
 	staging     sync.Mutex
 	staged      [][]byte
@@ -40,8 +42,17 @@ type Peer struct {
 
 	// Of Run alone.
 	upkeep *upkeep // nil: not active
-	known  bool    // the log has it that a session is up
+	told   told
 }
+
+// told is what the log had last of a peer.
+type told uint8
+
+const (
+	toldNothing told = iota
+	toldUp
+	toldSilent
+)
 
 // Session is the session to send with. It is nil when there is none; then a
 // handshake has been asked for.

@@ -137,6 +137,10 @@ func (p *Peer) configure(config PeerConfig) {
 	if old == nil || old.Endpoint != config.Endpoint {
 		p.endpoint.Store(&config.Endpoint)
 	}
+	if old != nil {
+		p.reconfigured.Store(true)
+		p.host.call(p)
+	}
 }
 
 // leave ends what the peer has. With host.mu.

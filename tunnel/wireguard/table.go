@@ -44,7 +44,7 @@ func (t *table) free() uint32 {
 	slots := *t.slots.Load()
 	for {
 		var random [4]byte
-		rand.Read(random[:]) //nolint:errcheck // it does not fail
+		rand.Read(random[:])
 		index := binary.LittleEndian.Uint32(random[:])
 		if slots[index&uint32(len(slots)-1)].Load() == nil {
 			return index

@@ -29,6 +29,9 @@ func (h *Host) attend(p *Peer, now moment) {
 	if p.completed.Swap(false) {
 		h.complete(p)
 	}
+	if p.reconfigured.Swap(false) && p.upkeep.attempt != nil {
+		h.initiate(p, now) // to another place, or for another key
+	}
 	if p.current.Load() != nil {
 		h.flush(p, now)
 	}
@@ -41,25 +44,30 @@ func (h *Host) attend(p *Peer, now moment) {
 func (h *Host) complete(p *Peer) {
 	h.drop(p.upkeep)
 	p.asked.Store(false)
-	if !p.known {
-		p.known = true
+	if p.told != toldUp {
+		p.told = toldUp
 		h.log.Info("wireguard session up", "peer", p.config.Load().Name, "endpoint", p.Endpoint())
 	}
 }
 
 // silent notes that the peer does not answer.
 func (h *Host) silent(p *Peer, why string) {
-	if p.known {
-		p.known = false
+	if p.told != toldSilent {
+		p.told = toldSilent
 		h.log.Warn("wireguard peer silent", "peer", p.config.Load().Name, "endpoint", p.Endpoint(), "after", why)
 	}
 }
 
 func (h *Host) tick() {
-	now := h.now()
 	for p := range h.active {
-		if !h.look(p, now) {
+		if !h.look(p, h.now()) {
 			h.deactivate(p)
+		}
+		// Where many handshakes are begun, many answers come.
+		select {
+		case m := <-h.queue:
+			h.handle(&m)
+		default:
 		}
 	}
 }
@@ -89,7 +97,7 @@ func (h *Host) look(p *Peer, now moment) bool {
 		h.keepalive(p, now)
 	}
 	every := p.config.Load().Keepalive
-	if every > 0 && now-moment(max(p.sent.Load(), p.received.Load())) >= every {
+	if last := moment(max(p.sent.Load(), p.received.Load())); every > 0 && (last == 0 || now-last >= every) {
 		if !h.keepalive(p, now) {
 			p.asked.Store(true)
 		}

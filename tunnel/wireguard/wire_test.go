@@ -202,3 +202,38 @@ func eventually(t testing.TB, what string, f func() bool) {
 		}
 	}
 }
+
+// trace counts datagrams by sender and type. An empty packet counts as type 5.
+type trace struct {
+	mu    sync.Mutex
+	count map[netip.AddrPort]map[byte]int
+}
+
+const keepaliveType = 5
+
+// watch traces what goes over the wire, of which block drops what it says so for.
+func (w *wire) watch(block func(from netip.AddrPort, kind byte) bool) *trace {
+	tr := &trace{count: map[netip.AddrPort]map[byte]int{}}
+	w.setPass(func(from, _ netip.AddrPort, datagram []byte, deliver func()) {
+		kind := datagram[0]
+		if kind == 4 && len(datagram) == Overhead {
+			kind = keepaliveType
+		}
+		tr.mu.Lock()
+		if tr.count[from] == nil {
+			tr.count[from] = map[byte]int{}
+		}
+		tr.count[from][kind]++
+		tr.mu.Unlock()
+		if block == nil || !block(from, kind) {
+			deliver()
+		}
+	})
+	return tr
+}
+
+func (tr *trace) of(e *end, kind byte) int {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return tr.count[e.place()][kind]
+}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -201,6 +202,10 @@ func (h *Host) call(p *Peer) {
 	h.calling.Lock()
 	h.called = append(h.called, p)
 	h.calling.Unlock()
+	h.signal()
+}
+
+func (h *Host) signal() {
 	select {
 	case h.wake <- struct{}{}:
 	default:
@@ -208,14 +213,23 @@ func (h *Host) call(p *Peer) {
 }
 
 func (h *Host) attendCalled() {
+	// A few at a time, so that answers are not left waiting behind many handshakes
+	// that begin at once.
+	const few = 16
 	h.calling.Lock()
-	called := h.called
-	h.called = nil
+	called := slices.Clone(h.called[:min(len(h.called), few)])
+	h.called = slices.Delete(h.called, 0, len(called))
+	more := len(h.called) > 0
+	if !more {
+		h.called = nil
+	}
 	h.calling.Unlock()
-	now := h.now()
 	for _, p := range called {
 		p.called.Store(false)
-		h.attend(p, now)
+		h.attend(p, h.now())
+	}
+	if more {
+		h.signal()
 	}
 }
 
