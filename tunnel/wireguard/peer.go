@@ -228,20 +228,19 @@ func (p *Peer) forget(f func(*Session) bool) (left int) {
 // move makes from the endpoint. A peer does not leave its outer family, by which
 // it is told from another with the same key.
 func (p *Peer) move(from netip.AddrPort) {
-	if *p.endpoint.Load() == from {
+	if at := p.Endpoint(); at == from || at == unmap(from) || at.Addr().Is4() != unmap(from).Addr().Is4() {
 		return
 	}
-	if from = unmap(from); from == p.Endpoint() || from.Addr().Is4() != p.Endpoint().Addr().Is4() {
-		return
-	}
-	p.host.mu.Lock()
-	defer p.host.mu.Unlock()
+	h := p.host
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if p.gone {
 		return
 	}
-	p.host.unlist(p)
-	p.endpoint.Store(&from)
-	p.host.list(p)
+	moved := unmap(from)
+	h.unlist(p)
+	p.endpoint.Store(&moved)
+	h.list(p)
 }
 
 func unmap(at netip.AddrPort) netip.AddrPort {
