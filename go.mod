@@ -4,6 +4,7 @@ go 1.26.6
 
 require (
 	github.com/containernetworking/cni v1.3.1
+	github.com/flynn/noise v1.1.0
 	github.com/gaissmai/bart v0.30.0
 	github.com/google/nftables v0.3.0
 	github.com/kardianos/service v1.3.0
