@@ -69,8 +69,8 @@ type Peer struct {
 	Prefixes []netip.Prefix // inner prefixes, masked, sorted; all of one family
 	Endpoint netip.AddrPort // outer address and UDP port
 	MTU      int            // largest inner packet in bytes, IP header included
-	// Encap is how packets to the peer are sent; empty is EncapVXLAN. What it
-	// sends is accepted in either form, as two hosts never change at one moment.
+	// Encap is how packets to the peer are sent; empty is EncapVXLAN. What it sends is
+	// accepted in every form it speaks, as two hosts never change at one moment.
 	Encap Encap
 	// Sealed: what the peer sends is accepted through WireGuard only.
 	Sealed bool
@@ -82,8 +82,10 @@ type Peer struct {
 	// marks as put off (draft-herbert-vxlan-rco-00).
 	RemoteChecksum bool
 
-	// Of a peer that speaks WireGuard.
-	Keys WireGuardKeys
+	// Of a peer that speaks WireGuard: where, which is Endpoint if Encap says so,
+	// and as whom.
+	WireGuard netip.AddrPort
+	Keys      WireGuardKeys
 	// Keepalive is how often, in seconds, something is sent to keep a NAT or
 	// firewall open; 0: never.
 	Keepalive int

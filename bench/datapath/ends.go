@@ -137,6 +137,15 @@ func naiveTunnel(ctx context.Context, p *pair, number int) error {
 }
 
 func wireGuardGo(ctx context.Context, p *pair, number int) error {
+	return p.wireGuard(ctx, "wireguard-go", number)
+}
+
+func weftWireGuard(ctx context.Context, p *pair, number int) error {
+	return p.wireGuard(ctx, "weft", number)
+}
+
+// wireGuard starts an end that speaks WireGuard.
+func (p *pair) wireGuard(ctx context.Context, kind string, number int) error {
 	if p.keys[number] == nil {
 		for i := range p.keys {
 			key, err := ecdh.X25519().GenerateKey(rand.Reader)
@@ -152,5 +161,5 @@ func wireGuardGo(ctx context.Context, p *pair, number int) error {
 	}
 	config.Own.Private = hex.EncodeToString(p.keys[number].Bytes())
 	config.Peer.Public = hex.EncodeToString(p.keys[1-number].PublicKey().Bytes())
-	return p.userspace(ctx, "wireguard-go", number, config)
+	return p.userspace(ctx, kind, number, config)
 }

@@ -29,13 +29,14 @@ func (p Path) String() string { return p.Name }
 
 // Names of paths that others are compared with.
 const (
-	pathKernel     = "kernel-vxlan"
-	pathKernelPods = "kernel-vxlan-pods"
-	pathWeft       = "weft-vxlan"
-	pathWireGuard  = "wireguard-go"
-	pathRootless   = "weft-rootless"
-	pathSlirp      = "slirp4netns"
-	pathNetstack   = "netstack"
+	pathKernel        = "kernel-vxlan"
+	pathKernelPods    = "kernel-vxlan-pods"
+	pathWeft          = "weft-vxlan"
+	pathWireGuard     = "wireguard-go"
+	pathWeftWireGuard = "weft-wireguard"
+	pathRootless      = "weft-rootless"
+	pathSlirp         = "slirp4netns"
+	pathNetstack      = "netstack"
 )
 
 // Paths are those that there are. MTUs: what the encapsulation leaves of the
@@ -47,6 +48,9 @@ var Paths = []Path{
 	{"weft-to-kernel", "weft's engine sends, kernel VXLAN receives", pathKernel, false, betweenHosts(weftToKernel, kernelVXLAN)},
 	{"kernel-to-weft", "kernel VXLAN sends, weft's engine receives", pathKernel, false, betweenHosts(kernelVXLAN, weftToKernel)},
 	{pathWireGuard, "wireguard-go at both ends: it encrypts, and has an MTU of 1440, the others 1450", pathKernel, false, betweenHosts(wireGuardGo, wireGuardGo)},
+	{pathWeftWireGuard, "weft's engine at both ends, by WireGuard", pathWireGuard, false, betweenHosts(weftWireGuard, weftWireGuard)},
+	{"weft-to-wireguard-go", "weft's engine sends by WireGuard, wireguard-go receives", pathWireGuard, false, betweenHosts(weftWireGuard, wireGuardGo)},
+	{"wireguard-go-to-weft", "the same the other way", pathWireGuard, false, betweenHosts(wireGuardGo, weftWireGuard)},
 	{"naive", "a system call per packet, no offloads, at both ends", pathKernel, false, betweenHosts(naiveTunnel, naiveTunnel)},
 	{pathKernelPods, "kernel VXLAN, from pod to pod", pathKernelPods, false, betweenPods(kernelVXLAN, kernelVXLAN)},
 	{"weft-vxlan-pods", "weft's engine, from pod to pod", pathKernelPods, false, betweenPods(weftToWeft, weftToWeft)},

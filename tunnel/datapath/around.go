@@ -19,20 +19,36 @@ func OpenAround(device tunnel.Device, config Config) ([]engine.Worker, error) {
 		return nil, err
 	}
 	worker := engine.Worker{Device: device}
+	failed := func(err error) ([]engine.Worker, error) {
+		return nil, errors.Join(err, closeAll(worker.Sockets), closeAll(worker.Sealed), closeAll(worker.Probes))
+	}
 	for _, addr := range config.Listen {
 		if err := openSocket(&worker, addr, config); err != nil {
-			return nil, errors.Join(err, closeAll(worker.Sockets), closeAll(worker.Probes))
+			return failed(err)
 		}
 	}
+	for _, addr := range config.WireGuard {
+		// Its port is not shared, so that no probe could leave from it: what is too
+		// large for the path goes out in fragments.
+		socket, err := listen(config, addr, 1)
+		if err != nil {
+			return failed(err)
+		}
+		worker.Sealed = append(worker.Sealed, socket)
+	}
 	return []engine.Worker{worker}, nil
+}
+
+func listen(config Config, addr netip.AddrPort, senders int) (*udp.Socket, error) {
+	return udp.Listen(udp.Config{
+		Addr: addr, SendSockets: senders, GSO: config.Offloads.GSO, GRO: config.Offloads.GRO, Logger: config.Logger,
+	})
 }
 
 // openSocket adds the socket for an outer address, and one for probes where the
 // system has those.
 func openSocket(worker *engine.Worker, addr netip.AddrPort, config Config) error {
-	socket, err := udp.Listen(udp.Config{
-		Addr: addr, SendSockets: config.SendSockets, GSO: config.Offloads.GSO, GRO: config.Offloads.GRO, Logger: config.Logger,
-	})
+	socket, err := listen(config, addr, config.SendSockets)
 	if err != nil {
 		return err
 	}

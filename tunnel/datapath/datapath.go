@@ -27,12 +27,14 @@ type Config struct {
 	// Device is the name of the TUN, and MTU its largest inner packet in bytes.
 	Device string
 	MTU    int
-	// Listen are the local outer addresses and ports, at most one per family.
-	Listen []netip.AddrPort
+	// Listen are the local outer addresses and ports, at most one per family, and
+	// WireGuard those that carry WireGuard. One of the two may be empty.
+	Listen    []netip.AddrPort
+	WireGuard []netip.AddrPort
 	// Workers is how many there are; 0 means by the number of CPUs. Linux only.
 	Workers int
 	// SendSockets is per worker and family; 0 means DefaultSendSockets, 1 that
-	// the port that is listened on also sends.
+	// the port that is listened on also sends, as it always does for WireGuard.
 	SendSockets int
 	Offloads    Offloads
 	// Inside runs what opens the TUN in the network namespace that it is to be in;
@@ -64,18 +66,20 @@ func (c Config) withDefaults() (Config, error) {
 	switch {
 	case c.Logger == nil:
 		return c, errors.New("open datapath: Logger is missing")
-	case len(c.Listen) == 0:
+	case len(c.Listen)+len(c.WireGuard) == 0:
 		return c, errors.New("open datapath: Listen is empty: want a local outer address per family")
 	case c.Workers < 0 || c.Workers > MaxWorkers:
 		return c, fmt.Errorf("open datapath: Workers is %d, want 0 (by the number of CPUs) to %d", c.Workers, MaxWorkers)
 	}
-	families := map[bool]netip.AddrPort{}
-	for _, addr := range c.Listen {
-		is4 := addr.Addr().Is4()
-		if other, ok := families[is4]; ok {
-			return c, fmt.Errorf("open datapath: Listen has %v and %v: want one per family", other, addr)
+	for field, listen := range map[string][]netip.AddrPort{"Listen": c.Listen, "WireGuard": c.WireGuard} {
+		families := map[bool]netip.AddrPort{}
+		for _, addr := range listen {
+			is4 := addr.Addr().Is4()
+			if other, ok := families[is4]; ok {
+				return c, fmt.Errorf("open datapath: %s has %v and %v: want one per family", field, other, addr)
+			}
+			families[is4] = addr
 		}
-		families[is4] = addr
 	}
 	if c.SendSockets == 0 {
 		c.SendSockets = DefaultSendSockets

@@ -43,26 +43,28 @@ func open(config Config) (opened []engine.Worker, err error) {
 		descriptors[i] = [][]int{{queue.Descriptor()}}
 	}
 	for _, addr := range config.Listen {
-		group, err := udp.ListenGroup(udp.Config{
-			Addr: addr, SendSockets: config.SendSockets, Polled: true,
-			GSO: config.Offloads.GSO, GRO: config.Offloads.GRO, Logger: config.Logger,
-		}, count)
+		group, probes, err := openGroup(config, addr, config.SendSockets, 0, count)
 		if err != nil {
 			return nil, err
 		}
-		closers = append(closers, func() error { return closeAll(group) })
-		// What is insisted on needs no test.
-		testRuns := group[0].Offloads().UDP && config.Offloads.GSO != tunnel.On
+		closers = append(closers, func() error { return closeAll(group) }, probes.Close)
 		for i, socket := range group {
 			opened[i].Sockets = append(opened[i].Sockets, socket)
 			descriptors[i] = append(descriptors[i], socket.Descriptors())
 		}
-		probes, err := udp.OpenProbe(netip.AddrPortFrom(addr.Addr(), 0), testRuns)
+		opened[0].Probes = append(opened[0].Probes, probes)
+	}
+	for _, addr := range config.WireGuard {
+		group, probes, err := openGroup(config, addr, 1, addr.Port(), count)
 		if err != nil {
 			return nil, err
 		}
-		closers = append(closers, probes.Close)
-		opened[0].Probes = append(opened[0].Probes, probes)
+		closers = append(closers, func() error { return closeAll(group) }, probes.Close)
+		for i, socket := range group {
+			opened[i].Sealed = append(opened[i].Sealed, socket)
+			descriptors[i] = append(descriptors[i], socket.Descriptors())
+		}
+		opened[0].SealedProbes = append(opened[0].SealedProbes, probes)
 	}
 	for i := range opened {
 		p, err := newPoller(descriptors[i])
@@ -73,4 +75,23 @@ func open(config Config) (opened []engine.Worker, err error) {
 		opened[i].Poller = p
 	}
 	return opened, nil
+}
+
+// openGroup opens the sockets of all workers for an outer address, and the one
+// for probes, which leave from a port: 0 is any.
+func openGroup(config Config, addr netip.AddrPort, senders int, probePort uint16, count int) ([]*udp.Socket, *udp.ProbeSocket, error) {
+	group, err := udp.ListenGroup(udp.Config{
+		Addr: addr, SendSockets: senders, Polled: true,
+		GSO: config.Offloads.GSO, GRO: config.Offloads.GRO, Logger: config.Logger,
+	}, count)
+	if err != nil {
+		return nil, nil, err
+	}
+	// What is insisted on needs no test.
+	testRuns := group[0].Offloads().UDP && config.Offloads.GSO != tunnel.On
+	probes, err := udp.OpenProbe(netip.AddrPortFrom(addr.Addr(), probePort), testRuns)
+	if err != nil {
+		return nil, nil, errors.Join(err, closeAll(group))
+	}
+	return group, probes, nil
 }

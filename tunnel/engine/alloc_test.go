@@ -146,7 +146,7 @@ func (l *load) rx(e *Engine) func() {
 			run.Data, arena = arena[:n], arena[n:]
 			runs[i] = run
 		}
-		e.workers[0].rx[0].process(runs)
+		e.workers[0].rx[0].process(runs, false)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package engine is the userspace forwarder: it carries inner packets between
-// a Device and UDP Sockets in VXLAN (RFC 7348), looking peers up in an
-// immutable table. It must never call the operating system, allocate or lock
+// a Device and UDP Sockets in VXLAN (RFC 7348) or WireGuard, looking peers up in
+// an immutable table. It must never call the operating system, allocate or lock
 // per packet, or let a packet in whose inner source does not belong to the peer
 // that sent it.
 package engine
@@ -19,6 +19,7 @@ import (
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
+	"github.com/weft-net/weft/tunnel/wireguard"
 )
 
 // Config is what an Engine is made of.
@@ -29,7 +30,10 @@ type Config struct {
 	// PathMTU says how the MTUs of paths are searched, but for Floor and Likely,
 	// which the engine knows; nil means pathmtu.Defaults.
 	PathMTU *pathmtu.Config
-	Logger  *slog.Logger
+	// WireGuard are the keys of this host, for Workers with Sealed Sockets. Its
+	// Send is not looked at.
+	WireGuard wireguard.Config
+	Logger    *slog.Logger
 }
 
 // Engine forwards packets while Run runs. Its other methods may be called at
@@ -39,17 +43,19 @@ type Engine struct {
 	started atomic.Bool
 	workers []*worker
 
-	ladder *ladder
-	prober *prober
-	mu     sync.Mutex // one change of peers or locals at a time
-	peers  atomic.Pointer[peerSet]
-	locals atomic.Pointer[[]tunnel.Local]
+	ladder    *ladder
+	prober    *prober
+	wireguard *wireguard.Host // nil: no Worker has Sockets for it
+	mu        sync.Mutex      // one change of peers or locals at a time
+	peers     atomic.Pointer[peerSet]
+	locals    atomic.Pointer[[]tunnel.Local]
 }
 
 // peerSet is the peers of one moment and the paths to them, by their numbers.
 type peerSet struct {
 	*peertable.Table
-	paths []*path
+	paths    []*path
+	sessions []*wireguard.Peer // nil for those without keys
 }
 
 // New makes an Engine without peers. It starts nothing.
@@ -65,23 +71,28 @@ func New(config Config) (*Engine, error) {
 		search = *config.PathMTU
 	}
 	configs := newSearchConfigs(search)
-	if err := configs.over4.Check(); err != nil {
-		return nil, fmt.Errorf("make engine: PathMTU: %w", err)
+	for _, config := range configs {
+		if err := config.Check(); err != nil {
+			return nil, fmt.Errorf("make engine: PathMTU: %w", err)
+		}
 	}
 	e := &Engine{logger: config.Logger, ladder: newLadder(config.Logger)}
 	e.peers.Store(&peerSet{})
-	var probes []ProbeSocket
+	if err := e.openWireGuard(config); err != nil {
+		return nil, fmt.Errorf("make engine: %w", err)
+	}
+	var probes, sealed []ProbeSocket
 	for i, parts := range config.Workers {
 		switch {
 		case parts.Device == nil:
 			return nil, fmt.Errorf("make engine: Device of worker %d is missing", i)
-		case len(parts.Sockets) == 0:
+		case len(parts.Sockets)+len(parts.Sealed) == 0:
 			return nil, fmt.Errorf("make engine: Sockets of worker %d is empty: want one or more per outer family", i)
 		}
 		e.workers = append(e.workers, newWorker(e, parts))
-		probes = append(probes, parts.Probes...)
+		probes, sealed = append(probes, parts.Probes...), append(sealed, parts.SealedProbes...)
 	}
-	e.prober = newProber(probes, configs, e.ladder, config.Logger)
+	e.prober = newProber(probes, sealed, configs, e.ladder, config.Logger)
 	return e, nil
 }
 
@@ -91,8 +102,10 @@ func (e *Engine) SetPeers(peers []tunnel.Peer) error {
 	table, err := peertable.Build(peers)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	paths := e.prober.setPeers(table.Entries())
-	e.peers.Store(&peerSet{table, paths})
+	sessions, bad := e.sessionsOf(table.Entries())
+	err = errors.Join(err, bad)
+	paths := e.prober.setPeers(table.Entries(), sessions)
+	e.peers.Store(&peerSet{table, paths, sessions})
 	e.ladder.keep(paths)
 	if err != nil {
 		return fmt.Errorf("set peers: %w", err)
@@ -134,6 +147,9 @@ func (e *Engine) Run(ctx context.Context) error {
 		w.start(group)
 	}
 	group.Go(func() error { return e.prober.Run(stop) })
+	if e.wireguard != nil {
+		group.Go(func() error { return e.wireguard.Run(stop) })
+	}
 	// Closing is what wakes a worker that waits. The workers never return
 	// without an error, so this always comes to pass.
 	group.Go(func() error {

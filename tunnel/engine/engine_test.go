@@ -307,7 +307,7 @@ func TestOneWriter(t *testing.T) {
 		group.Go(func() {
 			frame := far.frame(toHere(true, []byte("data")).Bytes())
 			for range 2000 {
-				rx.process([]tunnel.Datagrams{{Addr: farOuter, Data: frame}})
+				rx.process([]tunnel.Datagrams{{Addr: farOuter, Data: frame}}, false)
 			}
 		})
 	}

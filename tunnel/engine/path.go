@@ -1,19 +1,22 @@
 package engine
 
 import (
+	"net/netip"
 	"sync/atomic"
 	"time"
 
+	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
+	"github.com/weft-net/weft/tunnel/wireguard"
 )
 
-// Outer headers of either family, up to the inner packet, in bytes.
+// Outer IP and UDP headers of either family, in bytes.
 const (
-	outerHeaders4 = 20 + 8 + vxlan.Overhead
-	outerHeaders6 = 40 + 8 + vxlan.Overhead
+	outerHeaders4 = 20 + 8
+	outerHeaders6 = 40 + 8
 )
 
 // largePacket is the size from which on packets say that a path is used in a
@@ -33,7 +36,8 @@ type path struct {
 
 	// The rest is the prober's, under its lock.
 	peer   *peertable.Entry
-	number uint32 // its own, in probes
+	sealed *wireguard.Peer // of a peer that gets WireGuard
+	number uint32          // its own, in probes
 	search *pathmtu.Search
 	logged int       // MTU that the log was last told
 	begun  time.Time // when probes were sent last
@@ -58,11 +62,27 @@ func earlier(a, b time.Time) time.Time {
 
 func (p *path) innerIs4() bool { return p.peer.Prefixes[0].Addr().Is4() }
 
+// overhead is what a datagram to peer has around the inner packet, in bytes.
+func overhead(peer *peertable.Entry) int {
+	if peer.Encap == tunnel.EncapWireGuard {
+		return wireguard.Overhead
+	}
+	return vxlan.Overhead
+}
+
+// endpoint is where the peer is now.
+func (p *path) endpoint() netip.AddrPort {
+	if p.sealed != nil && p.peer.Encap == tunnel.EncapWireGuard {
+		return p.sealed.Endpoint()
+	}
+	return p.peer.Endpoint
+}
+
 func (p *path) outerHeaders() int {
 	if p.peer.Endpoint.Addr().Is4() {
-		return outerHeaders4
+		return outerHeaders4 + overhead(p.peer)
 	}
-	return outerHeaders6
+	return outerHeaders6 + overhead(p.peer)
 }
 
 // queue is paths by the time of their next step, for container/heap.
@@ -93,8 +113,8 @@ func (q *queue) Pop() any {
 	return p
 }
 
-// searchConfigs are the settings of searches by outer family.
-type searchConfigs struct{ over4, over6 pathmtu.Config }
+// searchConfigs are the settings of searches by the bytes of outer headers.
+type searchConfigs map[int]*pathmtu.Config
 
 // outerSizes are MTUs that links have: the least of IPv6, tunnels of several
 // kinds over Ethernet, Ethernet itself, and what clouds and data centres call jumbo.
@@ -103,26 +123,24 @@ var outerSizes = [...]int{1280, 1340, 1380, 1400, 1420, 1440, 1450, 1460, 1476, 
 // minMTU6 is what every link has to carry of IPv6 (RFC 8200, section 5).
 const minMTU6 = 1280
 
-func newSearchConfigs(base pathmtu.Config) *searchConfigs {
-	with := func(headers int) pathmtu.Config {
-		config := base
-		// What every host has to receive (RFC 791). For inner IPv6 it is no more,
-		// as an underlay with an MTU of 1280 carries less than that inside.
-		config.Floor, config.Likely = 576, nil
-		for _, size := range outerSizes {
-			config.Likely = append(config.Likely, size-headers)
+func newSearchConfigs(base pathmtu.Config) searchConfigs {
+	configs := searchConfigs{}
+	for _, ip := range [...]int{outerHeaders4, outerHeaders6} {
+		for _, encap := range [...]int{vxlan.Overhead, wireguard.Overhead} {
+			config := base
+			// What every host has to receive (RFC 791). For inner IPv6 it is no more,
+			// as an underlay with an MTU of 1280 carries less than that inside.
+			config.Floor, config.Likely = 576, nil
+			for _, size := range outerSizes {
+				config.Likely = append(config.Likely, size-ip-encap)
+			}
+			configs[ip+encap] = &config
 		}
-		return config
 	}
-	return &searchConfigs{over4: with(outerHeaders4), over6: with(outerHeaders6)}
+	return configs
 }
 
-func (c *searchConfigs) of(p *path) *pathmtu.Config {
-	if p.peer.Endpoint.Addr().Is4() {
-		return &c.over4
-	}
-	return &c.over6
-}
+func (c searchConfigs) of(p *path) *pathmtu.Config { return c[p.outerHeaders()] }
 
 // lowerMTU guesses what a path carries that did not let size bytes through.
 func (p *path) lowerMTU(size int) int { return packet.LowerMTU(size, p.innerIs4()) }

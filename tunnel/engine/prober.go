@@ -16,6 +16,7 @@ import (
 	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
+	"github.com/weft-net/weft/tunnel/wireguard"
 )
 
 // ProbeSocket sends the probes of path MTUs in one outer family.
@@ -50,8 +51,9 @@ const (
 // network has on its tunnel device, so that the peer needs nothing for it.
 type prober struct {
 	sockets    []ProbeSocket
+	sealed     []ProbeSocket // for peers that get WireGuard
 	logger     *slog.Logger
-	configs    *searchConfigs
+	configs    searchConfigs
 	ladder     *ladder
 	token      uint64 // tells answers to these probes from others
 	identifier uint16
@@ -72,12 +74,15 @@ type prober struct {
 	pause    time.Time // ... since this less burstPause
 	sizes    []int
 	buffer   []byte // one datagram
+	plain    []byte // one packet to be sealed
+	scratch  wireguard.Scratch
 }
 
 // pathKey is what a peer has to keep to be the same peer on the same path.
 type pathKey struct {
 	endpoint netip.AddrPort
 	network  netip.Prefix
+	encap    tunnel.Encap
 }
 
 // probeAnswer is what an answer to a probe says.
@@ -88,26 +93,27 @@ type probeAnswer struct {
 	sent   time.Duration // since the epoch
 }
 
-func newProber(sockets []ProbeSocket, configs *searchConfigs, ladder *ladder, logger *slog.Logger) *prober {
+func newProber(sockets, sealed []ProbeSocket, configs searchConfigs, ladder *ladder, logger *slog.Logger) *prober {
 	return &prober{
-		sockets: sockets, logger: logger, configs: configs, ladder: ladder,
+		sockets: sockets, sealed: sealed, logger: logger, configs: configs, ladder: ladder,
 		token: rand.Uint64(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
 		wakes: make(chan *path, probeEvents), answers: make(chan probeAnswer, probeEvents),
 		changed: make(chan struct{}, 1), paths: map[pathKey]*path{}, numbers: map[uint32]*path{},
-		buffer: make([]byte, vxlan.Overhead+tunnel.MaxPacket),
+		buffer: make([]byte, wireguard.Overhead+tunnel.MaxPacket), plain: make([]byte, tunnel.MaxPacket),
 	}
 }
 
 // setPeers replaces the peers, and returns a path for each. That of a peer which
-// was there before is the same. The peers must not change from now on.
-func (p *prober) setPeers(peers []*peertable.Entry) []*path {
+// was there before is the same. The peers must not change from now on. sealed
+// are those who have keys, as WireGuard knows them.
+func (p *prober) setPeers(peers []*peertable.Entry, sealed []*wireguard.Peer) []*path {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now, before := time.Now(), p.paths
 	p.paths = make(map[pathKey]*path, len(peers))
 	all := make([]*path, len(peers))
 	for i, peer := range peers {
-		key := pathKey{peer.Endpoint, peer.Prefixes[0]}
+		key := pathKey{peer.Endpoint, peer.Prefixes[0], peer.Encap}
 		known, ok := before[key]
 		if ok {
 			delete(before, key)
@@ -116,7 +122,9 @@ func (p *prober) setPeers(peers []*peertable.Entry) []*path {
 			known = &path{number: p.last, place: -1}
 			p.numbers[known.number] = known
 		}
-		known.peer = peer
+		if known.peer = peer; sealed != nil {
+			known.sealed = sealed[i]
+		}
 		p.paths[key], all[i] = known, known
 		if known.search == nil {
 			known.mtu.Store(int32(peer.MTU))
@@ -385,7 +393,11 @@ func (p *prober) setCeiling(to *path, now time.Time) {
 }
 
 func (p *prober) socket(to *path) ProbeSocket {
-	for _, socket := range p.sockets {
+	sockets := p.sockets
+	if to.peer.Encap == tunnel.EncapWireGuard {
+		sockets = p.sealed
+	}
+	for _, socket := range sockets {
 		if socket.Local().Is4() == to.peer.Endpoint.Addr().Is4() {
 			return socket
 		}
@@ -395,11 +407,11 @@ func (p *prober) socket(to *path) ProbeSocket {
 
 // probe sends one probe. One that cannot be sent is as good as lost.
 func (p *prober) probe(to *path, size int, now time.Time) {
-	socket, datagram := p.socket(to), p.buffer[:vxlan.Overhead+size]
+	socket, datagram := p.socket(to), p.buffer[:overhead(to.peer)+size]
 	if socket == nil || p.putProbe(to, datagram, p.data(now, uint32(size), to.number)) != nil {
 		return
 	}
-	if socket.Send(to.peer.Endpoint, datagram) == nil {
+	if socket.Send(to.endpoint(), datagram) == nil {
 		p.counters.add(Probes, 1)
 	}
 }
@@ -414,7 +426,7 @@ func (p *prober) data(now time.Time, size, number uint32) []byte {
 	return data
 }
 
-var errNoProbe = errors.New("no probe socket of the peer's family, or no address of our own to probe from")
+var errNoProbe = errors.New("no probe socket of the peer's family, no address of our own to probe from, or no keys yet")
 
 // putProbe fills a datagram with an echo request to a peer that begins with data.
 func (p *prober) putProbe(to *path, datagram, data []byte) error {
@@ -422,9 +434,11 @@ func (p *prober) putProbe(to *path, datagram, data []byte) error {
 	if local == nil {
 		return errNoProbe
 	}
-	if err := packet.PutEchoRequest(datagram[vxlan.Overhead:], packet.Echo{
-		Source: local.Subnet.Addr(), Destination: to.peer.Prefixes[0].Addr(), Identifier: p.identifier, Data: data,
-	}); err != nil {
+	echo := packet.Echo{Source: local.Subnet.Addr(), Destination: to.peer.Prefixes[0].Addr(), Identifier: p.identifier, Data: data}
+	if to.peer.Encap == tunnel.EncapWireGuard {
+		return p.sealProbe(to, datagram, echo)
+	}
+	if err := packet.PutEchoRequest(datagram[vxlan.Overhead:], echo); err != nil {
 		return err
 	}
 	frame := vxlan.Frame{VNI: to.peer.VNI, To: to.peer.MAC, From: local.MAC, Type: vxlan.IPv6}
@@ -432,6 +446,26 @@ func (p *prober) putProbe(to *path, datagram, data []byte) error {
 		frame.Type = vxlan.IPv4
 	}
 	frame.Put(datagram)
+	return nil
+}
+
+func (p *prober) sealProbe(to *path, datagram []byte, echo packet.Echo) error {
+	plain := p.plain[:len(datagram)-wireguard.Overhead]
+	if err := packet.PutEchoRequest(plain, echo); err != nil {
+		return err
+	}
+	if to.sealed == nil {
+		return errNoProbe
+	}
+	session := to.sealed.Session(time.Now())
+	if session == nil {
+		return errNoProbe
+	}
+	counter, ok := session.Reserve(1)
+	if !ok {
+		return errNoProbe
+	}
+	session.Seal(datagram, plain, counter, &p.scratch)
 	return nil
 }
 

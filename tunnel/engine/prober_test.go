@@ -143,7 +143,7 @@ func probing(t *testing.T, outer netip.AddrPort, f func(t *testing.T, p *prober,
 		u := &underlay{
 			t: t, local: outer.Addr(), limit: 1500, delay: time.Millisecond, count: map[netip.AddrPort]int{},
 		}
-		p := newProber([]ProbeSocket{u}, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
+		p := newProber([]ProbeSocket{u}, nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 		u.prober = p
 		p.setLocals(here.locals())
 		ctx, cancel := context.WithCancel(t.Context())
@@ -187,14 +187,14 @@ func TestProberFollowsThePath(t *testing.T) {
 	for _, outer := range []netip.AddrPort{hereOuter, outer6} {
 		t.Run(outer.Addr().String(), func(t *testing.T) {
 			probing(t, outer, func(t *testing.T, p *prober, u *underlay) {
-				peers, headers := far.peers(), outerHeaders4
+				peers, headers := far.peers(), outerHeaders4+vxlan.Overhead
 				for i := range peers {
 					if outer.Addr().Is6() {
-						peers[i].Endpoint, headers = netip.MustParseAddrPort("[2001:db8::2]:8472"), outerHeaders6
+						peers[i].Endpoint, headers = netip.MustParseAddrPort("[2001:db8::2]:8472"), outerHeaders6+vxlan.Overhead
 					}
 					peers[i].MTU = 1500 - headers
 				}
-				paths := p.setPeers(entries(peers...))
+				paths := p.setPeers(entries(peers...), nil)
 				use(p, 10*time.Second, paths...)
 				wantMTU(t, paths[0], 1500-headers, "healthy")
 				for _, outer := range []int{1400, 1357, 1500} {
@@ -216,7 +216,7 @@ func TestProberFollowsThePath(t *testing.T) {
 // What the system knows of a path holds at once, without a probe.
 func TestProberAsksTheSystem(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		to := p.setPeers(entries(far.peers()...))[0]
+		to := p.setPeers(entries(far.peers()...), nil)[0]
 		u.set(func() { u.system = 1500 })
 		use(p, 10*time.Second, to)
 		u.set(func() { u.system = 1400 })
@@ -238,7 +238,7 @@ func TestProberAsksTheSystem(t *testing.T) {
 func TestProberRefusedPacket(t *testing.T) {
 	bothFamilies(t, func(t *testing.T, is4 bool) {
 		probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-			paths := p.setPeers(entries(far.peers()...))
+			paths := p.setPeers(entries(far.peers()...), nil)
 			to := paths[1]
 			if is4 {
 				to = paths[0]
@@ -263,7 +263,7 @@ func TestProberRefusedPacket(t *testing.T) {
 // Only paths in use for large packets are probed.
 func TestProberSparesTheIdle(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		paths := p.setPeers(entries(append(far.peers(), thrd.peers()...)...))
+		paths := p.setPeers(entries(append(far.peers(), thrd.peers()...)...), nil)
 		time.Sleep(time.Hour)
 		for range 1000 {
 			p.sent(paths[0], 100)
@@ -294,27 +294,27 @@ func TestProberSparesTheIdle(t *testing.T) {
 func TestProberSetPeers(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
 		peers := far.peers()
-		to := p.setPeers(entries(peers...))[0]
+		to := p.setPeers(entries(peers...), nil)[0]
 		u.set(func() { u.limit = 1400 })
 		use(p, 10*time.Second, to)
 		wantMTU(t, to, 1350, "found")
 
 		all := append(thrd.peers(), far.peers()...)
-		paths := p.setPeers(entries(all...))
+		paths := p.setPeers(entries(all...), nil)
 		if paths[2] != to || to.MTU() != 1350 {
 			t.Errorf("another path with MTU %d", paths[2].MTU())
 		}
 		wantMTU(t, paths[0], 1450, "a new peer")
 		all[2].MTU = 1300
-		p.setPeers(entries(all...))
+		p.setPeers(entries(all...), nil)
 		wantMTU(t, to, 1300, "a lower MTU of the peer")
 		all[2].MTU = 1450
-		p.setPeers(entries(all...))
+		p.setPeers(entries(all...), nil)
 		use(p, 5*time.Second, to)
 		wantMTU(t, to, 1350, "a higher one")
 
 		all[2].Endpoint = netip.MustParseAddrPort("192.0.2.77:8472")
-		paths = p.setPeers(entries(all...))
+		paths = p.setPeers(entries(all...), nil)
 		wantMTU(t, paths[2], 1450, "on another path")
 		n := u.probes(farOuter)
 		p.sent(to, 1450) // a worker that has not heard of the change
@@ -323,7 +323,7 @@ func TestProberSetPeers(t *testing.T) {
 		if more := u.probes(farOuter) - n; more != 0 {
 			t.Errorf("%d probes of a path that is gone", more)
 		}
-		p.setPeers(nil)
+		p.setPeers(nil, nil)
 		n = u.probes(netip.AddrPort{})
 		use(p, time.Minute, paths...)
 		if more := u.probes(netip.AddrPort{}) - n; more != 0 || len(p.numbers) != 0 || len(p.queue) != 0 {
@@ -336,7 +336,7 @@ func TestProberSetPeers(t *testing.T) {
 func TestProberForgedAnswers(t *testing.T) {
 	peers := append(far.peers(), thrd.peers()...)
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		paths := p.setPeers(entries(peers...))
+		paths := p.setPeers(entries(peers...), nil)
 		u.set(func() { u.limit = 1400 })
 		use(p, 10*time.Second, paths[0])
 		u.set(func() {
@@ -370,7 +370,7 @@ func fixIPv4(b []byte) {
 
 // Only answers to our own probes are taken; a person's ping gets its own.
 func TestProberTakesItsOwnOnly(t *testing.T) {
-	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
+	p := newProber(nil, nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	var data [probeData]byte
 	binary.BigEndian.PutUint64(data[:], p.token)
 	taken := func(identifier uint16, data []byte) bool {
@@ -405,12 +405,12 @@ func TestProberTakesItsOwnOnly(t *testing.T) {
 // With more going on than the prober can take in, nothing waits and nothing is
 // forgotten for good.
 func TestProberOverflow(t *testing.T) {
-	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
+	p := newProber(nil, nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
 	var peers []tunnel.Peer
 	for i := range 2 * probeEvents {
 		peers = append(peers, manyPeer(i))
 	}
-	paths := p.setPeers(entries(peers...))
+	paths := p.setPeers(entries(peers...), nil)
 	for _, to := range paths {
 		p.sent(to, 1450)
 		p.tooBig(to, 1450)
@@ -450,7 +450,7 @@ func TestProberManyPeers(t *testing.T) {
 	}
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
 		before := runtime.NumGoroutine()
-		paths := p.setPeers(entries(peers...))
+		paths := p.setPeers(entries(peers...), nil)
 		time.Sleep(time.Minute)
 		if n := u.probes(netip.AddrPort{}); n != 0 {
 			t.Errorf("%d probes without traffic", n)
@@ -479,7 +479,7 @@ func TestProberLogs(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
 		var log bytes.Buffer
 		p.logger = slog.New(slog.NewTextHandler(&log, nil))
-		to := p.setPeers(entries(far.peers()...))[0]
+		to := p.setPeers(entries(far.peers()...), nil)[0]
 		u.set(func() { u.limit = 1400 })
 		use(p, 5*time.Second, to)
 		text := log.String()
@@ -491,8 +491,8 @@ func TestProberLogs(t *testing.T) {
 
 // What a worker says per packet costs nothing.
 func TestProberWordsDoNotAllocate(t *testing.T) {
-	p := newProber(nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
-	to := p.setPeers(entries(far.peers()...))[0]
+	p := newProber(nil, nil, newSearchConfigs(pathmtu.Defaults()), newLadder(slog.New(slog.DiscardHandler)), slog.New(slog.DiscardHandler))
+	to := p.setPeers(entries(far.peers()...), nil)[0]
 	if n := testing.AllocsPerRun(1000, func() { p.sent(to, 1450); p.tooBig(to, 1450) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}

@@ -170,11 +170,11 @@ func (r *rig) receive() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	rx.process(rx.batch[:n])
+	rx.process(rx.batch[:n], false)
 }
 
 // process has the rx worker process runs made by hand.
-func (r *rig) process(runs ...tunnel.Datagrams) { r.engine.workers[0].rx[0].process(runs) }
+func (r *rig) process(runs ...tunnel.Datagrams) { r.engine.workers[0].rx[0].process(runs, false) }
 
 // inject puts inner packets on the wire as a host sends them, and receives them.
 func (r *rig) inject(from host, packets ...[]byte) {

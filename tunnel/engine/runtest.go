@@ -7,7 +7,6 @@ import (
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
-	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
 // A run may leave without an error and still not arrive: where hardware or a
@@ -111,7 +110,7 @@ func (p *prober) sendRunTest(to *path, now time.Time) error {
 		if place == runTestMembers-1 {
 			size = runTestLast
 		}
-		datagram := run[len(run) : len(run)+vxlan.Overhead+size]
+		datagram := run[len(run) : len(run)+overhead(to.peer)+size]
 		data := p.data(now, runTestMark|uint32(place), to.number)
 		if err := p.putProbe(to, datagram, append(data, runTestPattern(place, size)...)); err != nil {
 			return err
@@ -122,7 +121,7 @@ func (p *prober) sendRunTest(to *path, now time.Time) error {
 	if socket == nil {
 		return errNoProbe
 	}
-	if err := socket.SendRun(to.peer.Endpoint, run, vxlan.Overhead+runTestSize); err != nil {
+	if err := socket.SendRun(to.endpoint(), run, overhead(to.peer)+runTestSize); err != nil {
 		return err
 	}
 	p.counters.add(Probes, runTestMembers)

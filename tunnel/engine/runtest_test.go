@@ -46,7 +46,7 @@ func TestRunTestPasses(t *testing.T) {
 					peers[i].Endpoint = netip.MustParseAddrPort("[2001:db8::2]:8472")
 				}
 			}
-			paths := p.setPeers(entries(peers...))
+			paths := p.setPeers(entries(peers...), nil)
 			use(p, time.Second, paths...)
 			if u.runs != len(paths) {
 				t.Errorf("%d runs to %d peers", u.runs, len(paths))
@@ -82,7 +82,7 @@ func TestRunTestFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-				to := p.setPeers(entries(far.peers()...))[0]
+				to := p.setPeers(entries(far.peers()...), nil)[0]
 				u.cut = cut
 				use(p, (runTestTries+1)*runTestWait, to)
 				if to.runs.limit() != 1 || p.counters.own[RunTestsFailed] != 1 {
@@ -114,7 +114,7 @@ func TestRunTestFails(t *testing.T) {
 func TestRunTestUnderLoss(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		paths := p.setPeers(entries(append(far.peers(), thrd.peers()...)...))
+		paths := p.setPeers(entries(append(far.peers(), thrd.peers()...)...), nil)
 		u.cut = func(int, []byte) bool { return random.IntN(5) > 0 }
 		for range 20 {
 			use(p, 10*time.Minute, paths...)
@@ -132,7 +132,7 @@ func TestRunTestUnderLoss(t *testing.T) {
 // What comes back must be what was sent, whatever its checksum says.
 func TestRunTestPattern(t *testing.T) {
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		to := p.setPeers(entries(far.peers()...))[0]
+		to := p.setPeers(entries(far.peers()...), nil)[0]
 		u.forge = func(reply []byte) {
 			if data := reply[28:]; binary.BigEndian.Uint32(data[16:]) == runTestMark|2 {
 				data[200]++

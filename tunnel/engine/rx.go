@@ -9,6 +9,7 @@ import (
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
+	"github.com/weft-net/weft/tunnel/wireguard"
 )
 
 // Sizes of an rx worker's memory.
@@ -41,13 +42,18 @@ type rx struct {
 	// Of the batch at hand.
 	peers  *peerSet
 	locals []tunnel.Local
+	now    time.Time
+	opener opener
+	// trusted: the packet at hand is what its peer has sent, for it was authentic.
+	trusted bool
 
 	// Filled until flush writes it all.
 	packets   []arrival
 	group     packet.Group // the last packets, from groupFrom on
 	groupFrom int
 	groupRun  *tunnel.Datagrams // that its first packet came in
-	groupHead []byte            // what was in front of that
+	groupHead []byte            // what was in front of that; nil: it was sealed
+	groupPeer *wireguard.Peer   // that has sealed it
 	out       []tunnel.Outgoing
 	spans     []span // of out
 	parts     [][]byte
@@ -91,10 +97,14 @@ func newRx(e *Engine, w *worker) *rx {
 }
 
 // process writes one batch of runs to the Device, to completion.
-func (r *rx) process(runs []tunnel.Datagrams) {
-	r.peers, r.locals = r.engine.peers.Load(), r.engine.localsNow()
+func (r *rx) process(runs []tunnel.Datagrams, sealed bool) {
+	r.peers, r.locals, r.now = r.engine.peers.Load(), r.engine.localsNow(), time.Now()
 	for i := range runs {
-		r.receive(&runs[i])
+		if sealed {
+			r.unseal(&runs[i])
+		} else {
+			r.receive(&runs[i])
+		}
 	}
 	r.flush()
 	r.counters.add(RxBatches, 1)
@@ -166,39 +176,45 @@ func (r *rx) datagram(run *tunnel.Datagrams, data []byte, size int) {
 		return
 	}
 	peer, allowed := r.peers.Allowed(run.Addr.Addr(), v.Source())
-	switch {
-	case !allowed:
+	if !allowed {
 		r.drop(RxDropSource)
-		return
-	case !local.Subnet.Contains(v.Destination()):
-		r.drop(RxDropDestination)
-		return
-	case !decapsulateECN(v, run.ECN):
-		r.drop(RxDropECN)
 		return
 	}
 	if frame.Remote.Start > 0 && !finishRemote(frame, v, run.Unsummed) {
 		r.drop(RxDropRemote)
 		return
 	}
-	if v.Destination() == local.Subnet.Addr() && r.engine.prober.answered(v) {
-		r.counters.add(ProbeAnswers, 1)
-		return
-	}
 	path := r.peers.paths[peer.Number]
+	if run.Unsummed {
+		r.unsummed(peer, path)
+	}
+	if r.admit(run, v, local, path, size) && r.group.Count() == 1 {
+		r.groupRun, r.groupHead, r.groupPeer = run, data[:vxlan.Overhead], nil
+	}
+}
+
+// admit takes in a packet from the peer that path leads to, or says that it did
+// not. size is as in datagram.
+func (r *rx) admit(run *tunnel.Datagrams, v packet.View, local *tunnel.Local, path *path, size int) bool {
+	switch {
+	case !local.Subnet.Contains(v.Destination()):
+		r.drop(RxDropDestination)
+		return false
+	case !decapsulateECN(v, run.ECN):
+		r.drop(RxDropECN)
+		return false
+	case v.Destination() == local.Subnet.Addr() && r.engine.prober.answered(v):
+		r.counters.add(ProbeAnswers, 1)
+		return false
+	}
 	if v.SYN() {
 		// The answer to a SYN is to keep to the MTU of the way back.
 		packet.ClampMSS(v, path.MTU(), v.Partial())
 	}
-	if run.Unsummed {
-		r.unsummed(peer, path)
-	}
 	r.counters.add(RxPackets, 1)
 	r.counters.add(RxBytes, len(v.Data))
 	r.accept(v, size)
-	if r.group.Count() == 1 {
-		r.groupRun, r.groupHead = run, data[:vxlan.Overhead]
-	}
+	return true
 }
 
 // unsummed counts a datagram that came without a checksum, and says once what
@@ -221,10 +237,15 @@ func (r *rx) continues(run *tunnel.Datagrams, data []byte) bool {
 		!bytes.Equal(data[:vxlan.Overhead], r.groupHead) {
 		return false
 	}
-	v, partial, ok := r.group.Next(data[vxlan.Overhead:])
-	if !ok {
-		return false
+	v, partial, ok := r.group.Next(data[vxlan.Overhead:], false)
+	if ok {
+		r.joined(run, v, partial)
 	}
+	return ok
+}
+
+// joined takes in a packet that the open group has taken.
+func (r *rx) joined(run *tunnel.Datagrams, v packet.View, partial bool) {
 	r.packets = append(r.packets, arrival{View: v, partial: partial})
 	r.counters.add(RxPackets, 1)
 	r.counters.add(RxBytes, len(v.Data))
@@ -234,7 +255,6 @@ func (r *rx) continues(run *tunnel.Datagrams, data []byte) bool {
 	if run.Unsummed {
 		r.counters.add(RxUnsummed, 1)
 	}
-	return true
 }
 
 // finishRemote deals with a checksum that the sender has put off. One where it
@@ -304,7 +324,7 @@ func (r *rx) accept(v packet.View, size int) {
 		r.counters.add(RxPartial, 1)
 	}
 	joins := v.Protocol == packet.TCP && r.offloads.TCP || v.Protocol == packet.UDP && r.offloads.UDP
-	sound := (joins || a.size > 0) && (a.partial || v.Valid())
+	sound := (joins || a.size > 0) && (a.partial || r.trusted || v.Valid())
 	switch {
 	case a.size > 0 && sound:
 		r.closeGroup()

@@ -4,18 +4,20 @@ import (
 	"errors"
 
 	"github.com/weft-net/weft/tunnel"
-	"github.com/weft-net/weft/tunnel/vxlan"
 )
 
 // flush sends everything queued and frees the slab.
 func (t *tx) flush() {
-	for _, boxes := range [...][]*outbox{t.boxes4, t.boxes6} {
+	for _, boxes := range [...][]*outbox{t.boxes4, t.boxes6, t.sealed.boxes[:]} {
 		for _, box := range boxes {
+			if box == nil {
+				continue
+			}
 			t.send(box, box.runs, box.owners)
 			box.runs, box.owners = box.runs[:0], box.owners[:0]
 		}
 	}
-	t.parts, t.slab, t.open = t.parts[:0], t.slabWhole, openRun{}
+	t.parts, t.slab, t.sealed.free, t.open = t.parts[:0], t.slabWhole, t.sealed.whole, openRun{}
 }
 
 // send hands runs to a Socket, going on after those that fail.
@@ -67,11 +69,11 @@ func (t *tx) sendFailed(box *outbox, run *tunnel.Datagrams, w way, err error) {
 	case errors.Is(err, tunnel.ErrTooBig):
 		// The prober lowers the path's MTU, and the sender is told of its next packet.
 		if run.SegmentSize == 0 {
-			t.engine.prober.tooBig(w.path, runBytes(run)-vxlan.Overhead)
+			t.engine.prober.tooBig(w.path, runBytes(run)-overhead(w.peer))
 			t.drop(TxDropTooBig)
 			return
 		}
-		t.engine.prober.tooBig(w.path, run.SegmentSize-vxlan.Overhead)
+		t.engine.prober.tooBig(w.path, run.SegmentSize-overhead(w.peer))
 		// A run is cut by hardware that cannot fragment; single datagrams may get through.
 		t.counters.add(TxFallbacks, 1)
 		t.sendSingly(box, run, w)
@@ -80,26 +82,29 @@ func (t *tx) sendFailed(box *outbox, run *tunnel.Datagrams, w way, err error) {
 	default:
 		t.counters.add(TxDropSend, count)
 		if !errors.Is(err, tunnel.ErrClosed) && t.logLimit.ready() {
-			t.engine.logger.Warn("send failed", "peer", w.peer.Name, "endpoint", w.peer.Endpoint, "error", err)
+			t.engine.logger.Warn("send failed", "peer", w.peer.Name, "endpoint", w.to, "error", err)
 		}
 	}
 }
 
-// sendSingly sends the datagrams of a run one by one. Its parts never straddle
-// two datagrams.
+// sendSingly sends the datagrams of a run one by one. A part is either a whole
+// number of them, or one of the parts of one.
 func (t *tx) sendSingly(box *outbox, run *tunnel.Datagrams, w way) {
 	parts := run.Parts
 	for len(parts) > 0 {
-		t.singles, t.singleOwners = t.singles[:0], t.singleOwners[:0]
+		t.singles, t.singleOwners, t.singleParts = t.singles[:0], t.singleOwners[:0], t.singleParts[:0]
 		for len(parts) > 0 && len(t.singles) < cap(t.singles) {
-			n, size := 0, 0
-			for n < len(parts) && size < run.SegmentSize {
-				size += len(parts[n])
-				n++
+			first, size := len(t.singleParts), 0
+			for len(parts) > 0 && size < run.SegmentSize {
+				n := min(len(parts[0]), run.SegmentSize-size)
+				t.singleParts = append(t.singleParts, parts[0][:n])
+				size += n
+				if parts[0] = parts[0][n:]; len(parts[0]) == 0 {
+					parts = parts[1:]
+				}
 			}
-			single := tunnel.Datagrams{Addr: run.Addr, ECN: run.ECN, Flow: run.Flow, Parts: parts[:n:n]}
+			single := tunnel.Datagrams{Addr: run.Addr, ECN: run.ECN, Flow: run.Flow, Parts: t.singleParts[first:len(t.singleParts):len(t.singleParts)]}
 			t.singles, t.singleOwners = append(t.singles, single), append(t.singleOwners, w)
-			parts = parts[n:]
 		}
 		t.send(box, t.singles, t.singleOwners)
 	}

@@ -17,6 +17,7 @@ const (
 	TxDatagrams                     // datagrams sent
 	TxFallbacks                     // runs sent one datagram at a time because the Socket refused them whole
 	TxFragmented                    // packets cut into IPv4 fragments
+	TxStaged                        // packets that wait for the keys of a peer
 	TxICMP                          // ICMP "too big" sent to inner senders
 	TxICMPLimited                   // ICMP "too big" not sent because of the rate limit
 	TxDropMalformed                 // not an IP packet
@@ -24,6 +25,7 @@ const (
 	TxDropNoPeer                    // no peer owns the inner destination
 	TxDropNoLocal                   // this host terminates nothing of that inner family
 	TxDropNoSocket                  // no socket of the peer's outer family
+	TxDropNoKeys                    // no keys of the peer yet, and no room to wait for them
 	TxDropTooBig                    // larger than the peer's MTU or the path's
 	TxDropFull                      // the socket stayed full
 	TxDropSend                      // the socket failed otherwise
@@ -38,6 +40,7 @@ const (
 	RxUnsummed        // packets that came without an outer UDP checksum
 	RxPartial         // packets that came with an unfinished transport checksum
 	RxSuperFrames     // packets that came as a whole super-packet in one datagram
+	RxHandshakes      // datagrams that are of handshakes
 	RxFallbacks       // packets written finished because the Device refused an offload
 	RxDropTruncated   // shorter than its headers
 	RxDropHeader      // VXLAN header without a VNI
@@ -52,6 +55,9 @@ const (
 	RxDropLength      // inner IP length larger than the frame
 	RxDropSource      // inner source does not belong to the peer with that outer source
 	RxDropDestination // inner destination is not in our subnet
+	RxDropSession     // sealed for a session that is over or was never there
+	RxDropForged      // sealed with other keys, or changed on the way
+	RxDropReplayed    // received before, or far too late
 	RxDropRemote      // put-off checksum outside the packet, or under no outer checksum (draft-herbert-vxlan-rco-00)
 	RxDropECN         // congestion marked on a packet whose sender cannot hear of it (RFC 6040)
 	RxDropTooLong     // more than a datagram or run can be, cut off by the system
@@ -73,7 +79,7 @@ const (
 var counterNames = [counterCount]string{
 	TxBatches: "tx_batches", TxPackets: "tx_packets", TxBytes: "tx_bytes",
 	TxSuperPackets: "tx_super_packets", TxRuns: "tx_runs", TxDatagrams: "tx_datagrams",
-	TxFallbacks: "tx_fallbacks", TxFragmented: "tx_fragmented",
+	TxFallbacks: "tx_fallbacks", TxFragmented: "tx_fragmented", TxStaged: "tx_staged", TxDropNoKeys: "tx_drop_no_keys",
 	TxICMP: "tx_icmp", TxICMPLimited: "tx_icmp_limited",
 	TxDropMalformed: "tx_drop_malformed", TxDropUnfinished: "tx_drop_unfinished",
 	TxDropNoPeer: "tx_drop_no_peer", TxDropNoLocal: "tx_drop_no_local",
@@ -90,6 +96,7 @@ var counterNames = [counterCount]string{
 	RxDropNotIP: "rx_drop_not_ip", RxDropMalformed: "rx_drop_malformed",
 	RxDropLength: "rx_drop_length", RxDropSource: "rx_drop_source",
 	RxDropDestination: "rx_drop_destination", RxDropECN: "rx_drop_ecn", RxDropRemote: "rx_drop_remote_checksum",
+	RxHandshakes: "rx_handshakes", RxDropSession: "rx_drop_session", RxDropForged: "rx_drop_forged", RxDropReplayed: "rx_drop_replayed",
 	RxDropTooLong: "rx_drop_too_long", RxDropOverflow: "rx_drop_overflow", RxDropDevice: "rx_drop_device",
 
 	Probes: "probes", ProbeAnswers: "probe_answers", MTULowered: "mtu_lowered", MTURaised: "mtu_raised",

@@ -1,12 +1,14 @@
 package engine
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/peertable"
 	"github.com/weft-net/weft/tunnel/vxlan"
+	"github.com/weft-net/weft/tunnel/wireguard"
 )
 
 // Sizes of a tx worker's memory.
@@ -39,15 +41,18 @@ type tx struct {
 	// Of the batch at hand.
 	peers  *peerSet
 	locals []tunnel.Local
+	now    time.Time
 
 	// Filled until flush sends it all.
 	boxes4, boxes6 []*outbox // by outer family
+	sealed         sealer
 	parts          [][]byte
 	slab           []byte // what is free of slabWhole
 	slabWhole      []byte
 	open           openRun
 
 	singles      []tunnel.Datagrams // a refused run, taken apart
+	singleParts  [][]byte
 	singleOwners []way
 	scratch      []byte // one segment put together, to be fragmented
 	reply        []byte // one ICMP error
@@ -84,6 +89,10 @@ type way struct {
 	segments int
 	flow     uint32
 	ecn      uint8
+	to       netip.AddrPort
+	// Of a peer that gets WireGuard; session is nil while there are no keys.
+	sealed  *wireguard.Peer
+	session *wireguard.Session
 }
 
 // most is the largest packet to ask of the sender of v. IPv6 knows no MTU below
@@ -105,6 +114,7 @@ func newTx(e *Engine, w *worker) *tx {
 		parts:        make([][]byte, 0, txParts),
 		slabWhole:    make([]byte, txSlab),
 		singles:      make([]tunnel.Datagrams, 0, txRuns),
+		singleParts:  make([][]byte, 0, 2*txRuns),
 		singleOwners: make([]way, 0, txRuns),
 		scratch:      make([]byte, tunnel.MaxPacket),
 		reply:        make([]byte, packet.MaxTooBig),
@@ -112,16 +122,19 @@ func newTx(e *Engine, w *worker) *tx {
 		replyLimit:   rate{perSecond: icmpPerSecond},
 	}
 	t.slab = t.slabWhole
-	for _, socket := range w.sockets {
+	for _, from := range w.sources {
 		box := &outbox{
-			socket: socket,
+			socket: from.Socket,
 			runs:   make([]tunnel.Datagrams, 0, txRuns),
 			owners: make([]way, 0, txRuns),
 		}
 		box.learnOffloads()
-		if socket.Local().Addr().Is4() {
+		switch {
+		case from.sealed:
+			t.sealed.add(box)
+		case from.Local().Addr().Is4():
 			t.boxes4 = append(t.boxes4, box)
-		} else {
+		default:
 			t.boxes6 = append(t.boxes6, box)
 		}
 	}
@@ -142,7 +155,7 @@ func (b *outbox) learnOffloads() {
 
 // process sends one batch of packets that lie in t.arena, to completion.
 func (t *tx) process(packets []tunnel.Incoming) {
-	t.peers, t.locals = t.engine.peers.Load(), t.engine.localsNow()
+	t.peers, t.locals, t.now = t.engine.peers.Load(), t.engine.localsNow(), time.Now()
 	for i := range packets {
 		t.packet(&packets[i])
 	}
@@ -172,18 +185,16 @@ func (t *tx) packet(in *tunnel.Incoming) {
 		t.drop(TxDropNoLocal)
 		return
 	}
-	path := t.peers.paths[peer.Number]
-	w := way{peer: peer, path: path, mtu: path.MTU(), flow: v.Flow(), ecn: v.ECN()}
-	if w.box = t.box(peer, w.flow); w.box == nil {
+	w := t.wayTo(peer, v)
+	if w.box == nil {
 		t.drop(TxDropNoSocket)
 		return
 	}
-	w.segments = min(w.box.maxSegments, path.runs.limit())
 	frame := vxlan.Frame{VNI: peer.VNI, To: peer.MAC, From: local.MAC, Type: vxlan.IPv6}
 	if v.Is4() {
 		frame.Type = vxlan.IPv4
 	}
-	t.engine.prober.sent(path, len(v.Data))
+	t.engine.prober.sent(w.path, len(v.Data))
 	switch {
 	case in.GSO != tunnel.GSONone:
 		t.counters.add(TxSuperPackets, 1)
@@ -208,17 +219,36 @@ func (t *tx) packet(in *tunnel.Incoming) {
 		t.oversize(v, w, frame)
 		return
 	}
+	if w.sealed != nil {
+		t.seal(w, t.arena[in.Offset:][:len(v.Data)])
+		return
+	}
 	t.reserve(w.box, 0)
 	datagram := t.arena[in.Offset-vxlan.Overhead : in.Offset+len(v.Data)]
 	frame.Put(datagram)
 	t.queue(w, datagram, nil)
 }
 
+// wayTo is how v leaves for its peer. Without a Socket for that, box is nil.
+func (t *tx) wayTo(peer *peertable.Entry, v packet.View) way {
+	path := t.peers.paths[peer.Number]
+	w := way{peer: peer, path: path, mtu: path.MTU(), flow: v.Flow(), ecn: v.ECN(), to: peer.Endpoint}
+	if peer.Encap == tunnel.EncapWireGuard {
+		t.sealed.choose(&w, t.peers.sessions[peer.Number], t.now)
+	} else {
+		w.box = t.box(peer, w.flow)
+	}
+	if w.box != nil {
+		w.segments = min(w.box.maxSegments, path.runs.limit())
+	}
+	return w
+}
+
 // remote is the checksum of v that may be left to its peer to finish, if any.
 func remote(peer *peertable.Entry, in *tunnel.Incoming, v packet.View) vxlan.Remote {
 	offset, ok := v.ChecksumOffset()
 	start := vxlan.EthernetLen + v.Transport
-	if !peer.RemoteChecksum || !ok || !in.NeedsChecksum || start > vxlan.MaxRemoteStart || start%2 != 0 ||
+	if !peer.RemoteChecksum || peer.Encap == tunnel.EncapWireGuard || !ok || !in.NeedsChecksum || start > vxlan.MaxRemoteStart || start%2 != 0 ||
 		int(in.ChecksumStart) != v.Transport || int(in.ChecksumOffset) != offset {
 		return vxlan.Remote{}
 	}
@@ -285,6 +315,10 @@ func (t *tx) super(in *tunnel.Incoming, v packet.View, w way, frame vxlan.Frame)
 		t.fragmentSegments(&segments, w, frame)
 		return
 	}
+	if w.sealed != nil {
+		t.sealSegments(&segments, in.Offset, w)
+		return
+	}
 	for {
 		t.reserve(w.box, vxlan.Overhead+headers)
 		head := t.slab[:vxlan.Overhead+headers]
@@ -327,6 +361,10 @@ func (t *tx) oversize(v packet.View, w way, frame vxlan.Frame) {
 	if len(v.Data) > w.mtu {
 		t.counters.add(TxFragmented, 1)
 	}
+	if w.sealed != nil {
+		t.sealFragments(&fragments, w)
+		return
+	}
 	headers := fragments.HeaderLen()
 	for {
 		t.reserve(w.box, vxlan.Overhead+headers)
@@ -357,10 +395,14 @@ func (t *tx) queue(w way, head, tail []byte) {
 		run.count < w.segments && run.bytes+size <= maxRun
 	if !extends {
 		*run = openRun{way: w, firstPart: len(t.parts), size: size}
-		w.box.runs = append(w.box.runs, tunnel.Datagrams{Addr: w.peer.Endpoint, ECN: w.ecn, Flow: w.flow})
+		w.box.runs = append(w.box.runs, tunnel.Datagrams{Addr: w.to, ECN: w.ecn, Flow: w.flow})
 		w.box.owners = append(w.box.owners, w)
 	}
-	t.parts = append(t.parts, head)
+	if last := len(t.parts) - 1; extends && follows(t.parts[last], head) {
+		t.parts[last] = t.parts[last][:len(t.parts[last])+len(head)]
+	} else {
+		t.parts = append(t.parts, head)
+	}
 	if len(tail) > 0 {
 		t.parts = append(t.parts, tail)
 	}
@@ -372,6 +414,11 @@ func (t *tx) queue(w way, head, tail []byte) {
 	if run.count > 1 {
 		datagrams.SegmentSize = run.size
 	}
+}
+
+// follows reports whether b lies right behind a, in one piece of memory.
+func follows(a, b []byte) bool {
+	return cap(a)-len(a) >= len(b) && &a[:len(a)+1][len(a)] == &b[0]
 }
 
 // tellTooBig tells the sender of v how large its packets may be.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -17,9 +18,14 @@ import (
 type Worker struct {
 	Device  tunnel.Device
 	Sockets []tunnel.Socket
+	// Sealed are the Sockets that carry WireGuard, at most one per outer family. Each
+	// sends from the port it receives on, to which peers answer.
+	Sealed []tunnel.Socket
 	// Probes find the MTUs of the paths to all peers, whichever Worker has them:
 	// one per outer family. Without one, only what Sockets refuse lowers an MTU.
 	Probes []ProbeSocket
+	// SealedProbes are those for WireGuard, on the ports of Sealed.
+	SealedProbes []ProbeSocket
 	// Poller lets one thread serve the Device and all Sockets, whose Read and
 	// Receive must then not wait, each batch being carried to its end before the
 	// next is taken. Without one every source has a goroutine of its own.
@@ -29,7 +35,8 @@ type Worker struct {
 // Poller waits for the Device and the Sockets of one Worker.
 type Poller interface {
 	// Wait waits until something can be read: of the Device, which is bit 0, or
-	// of Sockets[i], which is bit 1+i. It returns ErrClosed after Close.
+	// of Sockets[i], which is bit 1+i, or of Sealed[i], whose bits follow. It
+	// returns ErrClosed after Close.
 	Wait() (ready uint64, err error)
 	// Calls is the number of system calls made by Wait.
 	Calls() uint64
@@ -40,20 +47,32 @@ type Poller interface {
 // worker moves the packets of one Worker.
 type worker struct {
 	device  tunnel.Device
-	sockets []tunnel.Socket
+	sources []source // by their bits
 	probes  []ProbeSocket
 	poller  Poller
 
 	tx *tx
-	rx []*rx // one with a Poller, else one per socket
+	rx []*rx // one with a Poller, else one per source
+}
+
+// source is one of the worker's Sockets.
+type source struct {
+	tunnel.Socket
+	sealed bool // carries WireGuard
 }
 
 func newWorker(e *Engine, parts Worker) *worker {
-	w := &worker{device: parts.Device, sockets: parts.Sockets, probes: parts.Probes, poller: parts.Poller}
+	w := &worker{device: parts.Device, probes: append(slices.Clone(parts.Probes), parts.SealedProbes...), poller: parts.Poller}
+	for _, socket := range parts.Sockets {
+		w.sources = append(w.sources, source{Socket: socket})
+	}
+	for _, socket := range parts.Sealed {
+		w.sources = append(w.sources, source{Socket: socket, sealed: true})
+	}
 	readers := 1
 	if w.poller == nil {
 		w.device = &shared{Device: parts.Device}
-		readers = len(w.sockets)
+		readers = len(w.sources)
 	}
 	w.tx = newTx(e, w)
 	for range readers {
@@ -88,10 +107,10 @@ func (w *worker) start(group *errgroup.Group) {
 			}
 		}
 	})
-	for i, socket := range w.sockets {
+	for i, from := range w.sources {
 		group.Go(func() error {
 			for {
-				if _, err := w.receive(w.rx[i], socket); err != nil {
+				if _, err := w.receive(w.rx[i], from); err != nil {
 					return err
 				}
 			}
@@ -128,11 +147,11 @@ const maxRounds = 4
 // serve takes a batch of every source that is ready, and returns those that
 // have more.
 func (w *worker) serve(ready uint64) (more uint64, err error) {
-	for i, socket := range w.sockets {
+	for i, from := range w.sources {
 		if ready&(2<<i) == 0 {
 			continue
 		}
-		full, err := w.receive(w.rx[0], socket)
+		full, err := w.receive(w.rx[0], from)
 		if err != nil {
 			return 0, err
 		}
@@ -168,15 +187,15 @@ func (w *worker) read() (full bool, err error) {
 }
 
 // receive takes one batch from a Socket to its end. Full is as in read.
-func (w *worker) receive(r *rx, socket tunnel.Socket) (full bool, err error) {
-	n, err := socket.Receive(r.batch, r.arena)
+func (w *worker) receive(r *rx, from source) (full bool, err error) {
+	n, err := from.Receive(r.batch, r.arena)
 	runs, bytes := r.batch[:n], 0
 	for i := range runs {
 		bytes += len(runs[i].Data)
 	}
-	r.process(runs)
+	r.process(runs, from.sealed)
 	if err != nil {
-		return false, fmt.Errorf("receive on %v: %w", socket.Local(), err)
+		return false, fmt.Errorf("receive on %v: %w", from.Local(), err)
 	}
 	return n == len(r.batch) || bytes >= tunnel.MaxBatch, nil
 }
@@ -189,8 +208,8 @@ func (w *worker) close() error {
 		errs = append(errs, w.poller.Close())
 	}
 	errs = append(errs, w.device.Close())
-	for _, socket := range w.sockets {
-		errs = append(errs, socket.Close())
+	for _, from := range w.sources {
+		errs = append(errs, from.Close())
 	}
 	for _, socket := range w.probes {
 		errs = append(errs, socket.Close())
@@ -219,11 +238,11 @@ func (w *worker) addTo(stats *Stats) {
 	if c, ok := device.(caller); ok {
 		stats.values[DeviceCalls] += c.Calls()
 	}
-	for _, socket := range w.sockets {
-		if c, ok := socket.(caller); ok {
+	for _, from := range w.sources {
+		if c, ok := from.Socket.(caller); ok {
 			stats.values[SocketCalls] += c.Calls()
 		}
-		if l, ok := socket.(loser); ok {
+		if l, ok := from.Socket.(loser); ok {
 			truncated, overflow := l.Lost()
 			stats.values[RxDropTooLong] += truncated
 			stats.values[RxDropOverflow] += overflow

@@ -73,6 +73,14 @@ func (v View) Divisible() bool {
 // HeaderLen is the length of every segment's headers.
 func (s *Segments) HeaderLen() int { return s.headers }
 
+// Left is the number of segments to come.
+func (s *Segments) Left() int {
+	if s.done {
+		return 0
+	}
+	return max((len(s.rest)+s.size-1)/s.size, 1)
+}
+
 // Next writes the headers of the next segment into header, which has at least
 // HeaderLen bytes, and returns its payload in the super-packet's memory. It
 // returns false when there are no more.

@@ -86,7 +86,9 @@ func (t *Table) check(peer *tunnel.Peer) error {
 		return fmt.Errorf("endpoint %v: want a unicast outer address", peer.Endpoint)
 	case peer.Endpoint.Port() == 0:
 		return fmt.Errorf("endpoint %v: want a UDP port, as in 8472", peer.Endpoint)
-	case peer.MAC == tunnel.MAC{} || peer.MAC[0]&1 != 0:
+	case peer.Encap == tunnel.EncapWireGuard && (peer.Keys[0] == tunnel.PublicKey{} || peer.WireGuard != peer.Endpoint):
+		return errors.New("a peer by WireGuard: want its public key, and its endpoint also as that of WireGuard")
+	case peer.Encap != tunnel.EncapWireGuard && (peer.MAC == tunnel.MAC{} || peer.MAC[0]&1 != 0):
 		return fmt.Errorf("MAC %v: want a unicast address", peer.MAC)
 	case peer.VNI > maxVNI:
 		return fmt.Errorf("VNI %d: want at most %d", peer.VNI, maxVNI)
@@ -121,11 +123,12 @@ func (t *Table) Lookup(inner netip.Addr) (*Entry, bool) {
 	return t.prefixes.Lookup(inner)
 }
 
-// Allowed returns the peer that a packet from the outer address with the inner
-// source address comes from, if there is one: only the peer that owns the inner
-// address may send from it. The outer port is not compared, because kernel peers
+// Allowed returns the peer that a plain packet from the outer address with the
+// inner source address comes from, if there is one: only the peer that owns the
+// inner address may send from it, if it may send what is not sealed at all. The
+// outer port is not compared, because kernel peers
 // hash theirs. The Entry must not be changed.
 func (t *Table) Allowed(outer, inner netip.Addr) (*Entry, bool) {
 	peer, ok := t.Lookup(inner)
-	return peer, ok && peer.Endpoint.Addr() == outer
+	return peer, ok && !peer.Sealed && peer.Endpoint.Addr() == outer
 }

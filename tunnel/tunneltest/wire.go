@@ -172,10 +172,21 @@ func (s *Socket) Receive(batch []tunnel.Datagrams, arena []byte) (int, error) {
 	for len(s.received) == 0 && !s.closed {
 		s.changed.Wait()
 	}
+	return s.take(batch, arena)
+}
+
+// TryReceive is Receive for a Socket that is polled: it returns 0 if nothing is there.
+func (s *Socket) TryReceive(batch []tunnel.Datagrams, arena []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.take(batch, arena)
+}
+
+// take must be called with mu held.
+func (s *Socket) take(batch []tunnel.Datagrams, arena []byte) (n int, err error) {
 	if s.closed {
 		return 0, tunnel.ErrClosed
 	}
-	n := 0
 	for n < len(batch) && len(s.received) > 0 && len(arena) >= tunnel.MaxPacket {
 		run, taken := s.nextRun(arena)
 		batch[n] = run
