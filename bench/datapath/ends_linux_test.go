@@ -124,7 +124,7 @@ func TestProxyRefuses(t *testing.T) {
 // TestEndDies holds that an end that has died is said to have.
 func TestEndDies(t *testing.T) {
 	b := newBench(t)
-	w := openTestWay(t, b, Paths[6])
+	w := openTestWay(t, b, pathNamed("naive"))
 	if err := w.ends[0].cmd.Process.Signal(unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}

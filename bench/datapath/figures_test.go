@@ -96,6 +96,10 @@ func TestCheck(t *testing.T) {
 		}, "netstack tcp-1 was not measured: it broke"},
 		"slow without rights":      {func(r *Report) { r.row("A", pathRootless, bulkTCP).Median = number(2.6) }, "rootless to weft-vxlan in TCP, 1 stream is 0.50"},
 		"hardly better than slirp": {func(r *Report) { r.row("A", pathSlirp, bulkTCP).Median = number(2) }, "rootless to slirp4netns in TCP, 1 stream is 2.62"},
+		"slow WireGuard":           {func(r *Report) { r.row("A", pathWeftWireGuard, bulkTCP).Median = number(2.2) }, "weft-wireguard to wireguard-go in TCP, 1 stream is 1.1"},
+		"failed WireGuard": {func(r *Report) {
+			*r.row("A", pathWeftWireGuard, bulkTCP) = Row{Underlay: "A", Path: pathWeftWireGuard, Test: bulkTCP, Errors: []string{"no keys"}}
+		}, "weft-wireguard tcp-1 was not measured: no keys"},
 		"nothing to compare with": {func(r *Report) {
 			r.row("A", pathKernel, bulkTCP).Path = "other"
 		}, "is . of kernel-vxlan"},

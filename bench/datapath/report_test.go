@@ -35,7 +35,7 @@ func weftEnd(host string, segments, calls, allocations uint64) endSample {
 
 // sampleReport is made of measurements as a run makes it. One path fails.
 func sampleReport() Report {
-	kernel, weft, naive := Paths[1], Paths[2], Paths[6]
+	kernel, weft, naive := pathNamed(pathKernel), pathNamed(pathWeft), pathNamed("naive")
 	test := func(name string) Test {
 		return Tests[slices.IndexFunc(Tests, func(t Test) bool { return t.Name == name })]
 	}
@@ -64,6 +64,8 @@ func sampleReport() Report {
 	many := tcpSample(2.1)
 	many.early = 2.1e9 // of a second that does not count
 	add(0, pathNamed(pathNetstack), manyTCP, many)
+	add(0, pathNamed(pathWireGuard), "tcp-1", tcpSample(2))
+	add(0, pathNamed(pathWeftWireGuard), "tcp-1", tcpSample(5))
 	add(0, kernel, "udp-64", udp(1e5, 2*time.Second))
 	add(0, weft, "udp-64", udp(1e5, 3*time.Second))
 	add(0, kernel, "ping-pong", ping(50))

@@ -30,6 +30,9 @@ var targets = []target{
 	{"netstack to weft-vxlan, TCP 1 stream, A", noFloor, 0.5, false, between(pathNetstack, pathWeft, "A", bulkTCP)},
 	{"netstack, 128 TCP streams to 1, A", 0.6, 0.6, false, manyToOne},
 	{"TCP 1 stream against wireguard-go, A", 3.5, 5, false, against(pathWireGuard, "A", "tcp-1")},
+	{"WireGuard: TCP 1 stream against wireguard-go, A", 1.5, 2.4, false, between(pathWeftWireGuard, pathWireGuard, "A", bulkTCP)},
+	{"WireGuard: CPU per Gbit against wireguard-go, A", 0.65, 0.45, true, effort(pathWeftWireGuard, pathWireGuard, "A", bulkTCP)},
+	{"WireGuard: ping-pong p50 against wireguard-go, A", 0.7, 0.5, true, between(pathWeftWireGuard, pathWireGuard, "A", "ping-pong-p50")},
 	{"syscalls per 1000 segments, bulk TCP", 60, 50, true, worst(func(r Row) *float64 { return r.SyscallsPerKseg })},
 	{"allocations per packet, bulk TCP", noAllocations, noAllocations, true, worst(func(r Row) *float64 { return r.AllocsPerPacket })},
 	{"memory of an idle agent, MB RSS", 40, 25, true, agentFigure(rowIdleMemory)},
@@ -75,6 +78,17 @@ func against(path, underlay, test string) func(Report) *float64 {
 func between(path, base, underlay, test string) func(Report) *float64 {
 	return func(r Report) *float64 {
 		return ratio(r.row(underlay, path, test), r.row(underlay, base, test))
+	}
+}
+
+// effort is the ratio of the processor time that two paths take for as much.
+func effort(path, base, underlay, test string) func(Report) *float64 {
+	return func(r Report) *float64 {
+		row, to := r.row(underlay, path, test), r.row(underlay, base, test)
+		if row == nil || to == nil || row.CPUMillisPerGbit == nil || to.CPUMillisPerGbit == nil || *to.CPUMillisPerGbit == 0 {
+			return nil
+		}
+		return number(*row.CPUMillisPerGbit / *to.CPUMillisPerGbit)
 	}
 }
 
@@ -147,6 +161,9 @@ const (
 	CheckedTest    = bulkTCP
 )
 
+// weftsOwn are the paths that have to work wherever they are measured.
+var weftsOwn = []string{pathNetstack, pathRootless, pathWeftWireGuard}
+
 // Limits that hold on noisy machines too.
 const (
 	mostSyscalls    = 100 // per 1000 segments
@@ -169,6 +186,7 @@ var limits = []struct {
 	{"rootless to slirp4netns in TCP, 1 stream", 5, between(pathRootless, pathSlirp, "A", bulkTCP)},
 	{"netstack to weft-vxlan in TCP, 1 stream", 0.15, between(pathNetstack, pathWeft, "A", bulkTCP)},
 	{"netstack, 128 TCP streams to 1", 0.3, manyToOne},
+	{"weft-wireguard to wireguard-go in TCP, 1 stream", 1.2, between(pathWeftWireGuard, pathWireGuard, "A", bulkTCP)},
 }
 
 // Check compares bulk TCP over weft's engine with limits that are generous
@@ -209,7 +227,7 @@ func (r Report) Check() error {
 		}
 	}
 	for _, row := range r.Rows {
-		if row.Median == nil && (row.Path == pathNetstack || row.Path == pathRootless) {
+		if row.Median == nil && slices.Contains(weftsOwn, row.Path) {
 			errs = append(errs, fmt.Errorf("underlay %s: %s %s was not measured: %s", row.Underlay, row.Path, row.Test, strings.Join(row.Errors, "; ")))
 		}
 	}
