@@ -221,7 +221,7 @@ func TestCrossing(t *testing.T) {
 			if holding {
 				held = append(held, deliver)
 			} else {
-				go deliver()
+				time.AfterFunc(50*time.Millisecond, deliver)
 			}
 		})
 		a, b, toB, toA := pair(t, w)
@@ -250,6 +250,7 @@ func TestCrossing(t *testing.T) {
 			must(t, b.send(toA, fmt.Appendf(nil, "b%d", i+1)))
 			want++
 		}
+		time.Sleep(time.Second)
 		synctest.Wait()
 		if len(a.received()) != want || len(b.received()) != want {
 			t.Fatalf("%d and %d of %d packets came", len(a.received()), len(b.received()), want)
