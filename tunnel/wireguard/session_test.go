@@ -87,6 +87,42 @@ func TestSwaps(t *testing.T) {
 	})
 }
 
+// TestWorkersAtOnce has many goroutines use what configuration changes; it is for
+// the race detector.
+func TestWorkersAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b, toB, toA := pair(t, newWire())
+		var work sync.WaitGroup
+		for range 4 {
+			work.Go(func() {
+				for range 500 {
+					_ = a.send(toB, []byte("a"))
+					_ = b.send(toA, []byte("b"))
+					_, _ = toA.Status(), a.host.Active()
+					time.Sleep(time.Second)
+				}
+			})
+		}
+		work.Go(func() {
+			config := b.peer(a)
+			for i := range 500 {
+				next := secretKey(byte(100 + i%50))
+				config.Keys[1] = next.Public()
+				b.setPeers(config)
+				if err := a.host.SetKeys(a.key, next); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(time.Second)
+			}
+		})
+		work.Wait()
+		synctest.Wait()
+		if len(a.received()) != 2000 || len(b.received()) != 2000 {
+			t.Errorf("%d and %d of 2000 packets came", len(a.received()), len(b.received()))
+		}
+	})
+}
+
 // sessions is a session and its other side, without Run.
 func sessions(t testing.TB) (s, other *Session) {
 	t.Helper()
@@ -178,6 +214,17 @@ func TestResponderDoesNotRekey(t *testing.T) {
 		if got := s.Peer().asked.Load(); got != s.initiator {
 			t.Errorf("initiator %t: a handshake is asked for: %t", s.initiator, got)
 		}
+	}
+}
+
+// TestStageTooLate holds that a packet is not left behind for which the session
+// came between the look for it and the staging.
+func TestStageTooLate(t *testing.T) {
+	s, _ := sessions(t)
+	p := s.Peer()
+	p.asked.Store(true)
+	if !p.Stage([]byte{1}) || !p.called.Load() {
+		t.Error("nobody is told of the packet")
 	}
 }
 

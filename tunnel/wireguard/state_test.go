@@ -314,6 +314,9 @@ func TestFlood(t *testing.T) {
 			time.Sleep(device.HandshakeInitationRate / 4)
 		}
 		wantSent(t, tr, b, device.MessageResponseType, 3)
+		if used := b.host.slots.used; used != 1 {
+			t.Errorf("%d sessions of which one can be confirmed", used)
+		}
 	})
 }
 
