@@ -212,7 +212,7 @@ func (h *Host) handleResponse(m *message) {
 	}
 	p := slot.peer
 	a := p.upkeep.attempt
-	if a == nil || a.slot != slot || !h.admit(m, a.own) {
+	if a == nil || a.slot != slot || !a.own.checker.CheckMAC1(datagram) || !h.admit(m, a.own) {
 		return
 	}
 	body := datagram[responseNoise : len(datagram)-macs]

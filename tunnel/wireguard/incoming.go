@@ -72,18 +72,14 @@ func (h *Host) handle(m *message) {
 	}
 }
 
-// admit checks the two codes at the end of a message. The first shows that the
-// sender knows our key, before anything costly is done. Under load the second has
-// to show that the sender receives at its address, which then has a rate limit.
+// admit says whether a message whose first code is right, so that its sender knows
+// our key, is worth what it costs. Under load the second code has to show that the
+// sender receives at its address, which then has a rate limit.
 func (h *Host) admit(m *message, own *ownKey) bool {
-	datagram := m.bytes()
-	loaded := h.loaded()
-	if !own.checker.CheckMAC1(datagram) {
-		return false
-	}
-	if !loaded {
+	if !h.loaded() {
 		return true
 	}
+	datagram := m.bytes()
 	source := binary.BigEndian.AppendUint16(m.from.Addr().AsSlice(), m.from.Port())
 	if own.checker.CheckMAC2(datagram, source) {
 		return h.limiter.Allow(m.from.Addr())

@@ -115,9 +115,13 @@ func TestPeerLeaves(t *testing.T) {
 		time.Sleep(time.Minute)
 		wantReceived(t, b, "one")
 		wantReceived(t, a)
-		b.stop()
-		if len(b.host.active) != 0 || b.host.slots.used != 0 || len(b.host.byAddr) != 0 {
-			t.Fatalf("%d active, %d slots", len(b.host.active), b.host.slots.used)
+		a.setPeers() // with a handshake in flight
+		time.Sleep(time.Second)
+		for _, e := range []*end{a, b} {
+			e.stop()
+			if len(e.host.active) != 0 || e.host.slots.used != 0 || len(e.host.byAddr) != 0 {
+				t.Fatalf("%s: %d active, %d slots", e.at, len(e.host.active), e.host.slots.used)
+			}
 		}
 	})
 }

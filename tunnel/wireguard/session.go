@@ -21,7 +21,7 @@ type Scratch struct {
 }
 
 // Session is one pair of transport keys. Its methods may be called from any
-// goroutine; none of them allocates.
+// goroutine; none of them allocates, unless the peer has moved.
 type Session struct {
 	peer      *Peer
 	index     uint32 // ours, which datagrams to us carry

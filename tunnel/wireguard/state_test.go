@@ -1,6 +1,7 @@
 package wireguard
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -51,6 +52,21 @@ func TestUnknown(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		wantSent(t, tr, a, device.MessageInitiationType, 4)
+	})
+	// With a session, a young one is confirmed again and an old one replaced.
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		a, b, toB, _ := pair(t, w)
+		must(t, a.send(toB, []byte("one")))
+		synctest.Wait()
+		tr := w.watch(func(netip.AddrPort, byte) bool { return true })
+		for range 100 {
+			synctest.Wait()
+			a.host.Unknown(b.at)
+			time.Sleep(100 * time.Millisecond)
+		}
+		wantSent(t, tr, a, keepaliveType, 5)
+		wantSent(t, tr, a, device.MessageInitiationType, 1)
 	})
 }
 
@@ -261,6 +277,82 @@ func TestForgedResponse(t *testing.T) {
 		})
 		must(t, a.send(toB, []byte("one")))
 		wantReceived(t, b, "one")
+	})
+}
+
+// TestFirstCode holds that no message is taken whose first code is wrong.
+func TestFirstCode(t *testing.T) {
+	for _, kind := range []byte{device.MessageInitiationType, device.MessageResponseType} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWire()
+			a, _, toB, toA := pair(t, w)
+			w.setPass(func(_, _ netip.AddrPort, datagram []byte, deliver func()) {
+				if datagram[0] == kind {
+					datagram[len(datagram)-macs] ^= 1
+				}
+				deliver()
+			})
+			must(t, a.send(toB, []byte("lost")))
+			synctest.Wait()
+			if toB.Status().Up || toA.Status().LastReceived.IsZero() != (kind == device.MessageInitiationType) {
+				t.Errorf("type %d was taken", kind)
+			}
+		})
+	}
+}
+
+// TestFlood holds that a peer's initiations are answered at some distance only.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		tr := w.watch(nil)
+		a, b, toB, _ := pair(t, w)
+		a.stop()
+		for range 10 {
+			a.host.initiate(toB, a.host.now())
+			synctest.Wait()
+			time.Sleep(device.HandshakeInitationRate / 4)
+		}
+		wantSent(t, tr, b, device.MessageResponseType, 3)
+		if used := b.host.slots.used; used != 1 {
+			t.Errorf("%d sessions of which one can be confirmed", used)
+		}
+	})
+}
+
+// TestRateLimit holds that one address does not get all there is under load.
+func TestRateLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		e := newEnd(t, w, 1, placeA, Config{})
+		synctest.Wait()
+		h, own := e.host, e.host.own[0]
+		h.loadedUntil = h.now() + time.Hour
+		var macs device.CookieGenerator
+		macs.Init(device.NoisePublicKey(own.public))
+		m := message{from: netip.MustParseAddrPort(placeC), size: device.MessageInitiationSize}
+		w.connect(m.from, func(datagram []byte, _ netip.AddrPort) {
+			var reply device.MessageCookieReply
+			_, err := binary.Decode(datagram, binary.LittleEndian, &reply)
+			must(t, err)
+			if !macs.ConsumeReply(&reply) {
+				t.Error("not a cookie for this")
+			}
+		})
+		admitted := 0
+		for range 50 {
+			macs.AddMacs(m.bytes())
+			if h.admit(&m, own) {
+				admitted++
+			}
+		}
+		if admitted < 3 || admitted > 5 {
+			t.Errorf("%d messages were admitted at once", admitted)
+		}
+		m.from = netip.MustParseAddrPort(placeB)
+		if h.admit(&m, own) {
+			t.Error("a cookie is good for another address")
+		}
 	})
 }
 

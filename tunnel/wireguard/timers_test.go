@@ -54,6 +54,22 @@ func TestRekey(t *testing.T) {
 	}
 }
 
+// TestInitiationsAreApart holds that five seconds lie between one's initiations,
+// however soon the next handshake is wanted, and that it is not forgotten.
+func TestInitiationsAreApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		tr := w.watch(nil)
+		a, _, toB, _ := pair(t, w)
+		must(t, a.send(toB, []byte("one")))
+		time.Sleep(2 * time.Second)
+		toB.ask()
+		wantSent(t, tr, a, device.MessageInitiationType, 1)
+		time.Sleep(4 * time.Second)
+		wantSent(t, tr, a, device.MessageInitiationType, 2)
+	})
+}
+
 // TestExpiry holds that sessions end after three minutes, that nothing ticks any
 // more then, and that the next packet begins anew.
 func TestExpiry(t *testing.T) {
@@ -221,7 +237,7 @@ func TestCrossing(t *testing.T) {
 			if holding {
 				held = append(held, deliver)
 			} else {
-				go deliver()
+				time.AfterFunc(50*time.Millisecond, deliver)
 			}
 		})
 		a, b, toB, toA := pair(t, w)
@@ -250,6 +266,7 @@ func TestCrossing(t *testing.T) {
 			must(t, b.send(toA, fmt.Appendf(nil, "b%d", i+1)))
 			want++
 		}
+		time.Sleep(time.Second)
 		synctest.Wait()
 		if len(a.received()) != want || len(b.received()) != want {
 			t.Fatalf("%d and %d of %d packets came", len(a.received()), len(b.received()), want)
