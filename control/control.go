@@ -94,6 +94,9 @@ type Recall struct {
 	MACs       []tunnel.MAC // VTEP MACs it has published, per family: index 0 IPv4, 1 IPv6; zero if none
 	InternalIP []netip.Addr // the Node's InternalIP addresses
 	PublicIP   []netip.Addr // addresses the user has set for this host in the lease source (node-public-ip)
+	// Keys are the WireGuard keys it has published. They tell whether the key file
+	// is still the one that peers know.
+	Keys tunnel.WireGuardKeys
 }
 
 // Self is this host, as the planner sees it.
@@ -147,21 +150,24 @@ type Policy struct {
 	Blackhole    bool // blackhole route for the own subnet
 	// KeepChecksums: inner checksums are neither left to peers nor finished for them.
 	KeepChecksums bool
-	// Prefer is the order in which encapsulations are tried; empty: direct where
-	// Direct allows it, vxlan, wireguard. One that is not in it is not used.
+	// Prefer is the order in which encapsulations are tried. One that is not in it
+	// is not used. Empty: with the backend vxlan, direct where Direct allows it,
+	// vxlan, wireguard; otherwise what the backend says and nothing else.
 	Prefer  []tunnel.Encap
 	Encrypt Encrypt
-	// Ports are where WireGuard listens, IPv4 first, and Keepalive the seconds
-	// between packets that keep NATs open, 0 for none.
+	// WireGuardPorts are where WireGuard listens, IPv4 first, and Keepalive the
+	// seconds between packets that keep NATs open, 0 for none.
 	WireGuardPorts [2]uint16
 	Keepalive      int
 }
 
-// Encrypt says which pairs of hosts must use WireGuard.
+// Encrypt says which pairs of hosts must use WireGuard. With the backend
+// wireguard all do, whatever it says.
 type Encrypt string
 
-// The policies. With EncryptGuests the pairs with a guest do whose ends both
-// can; with EncryptAlways a pair that cannot is not connected.
+// The policies. With EncryptGuests, which is also the meaning of the empty
+// text, the pairs with a guest do whose ends both can; with EncryptAlways a pair
+// that cannot is not connected.
 const (
 	EncryptNever  Encrypt = "never"
 	EncryptGuests Encrypt = "guests"
@@ -196,9 +202,25 @@ type Way struct {
 	Encap    tunnel.Encap
 	Engine   tunnel.Engine
 	MTU      int
+	// Others could be taken instead, in the order of preference, and stand by: what
+	// the host sends by them is taken in. Those in Self.Failed are among them, so
+	// that somebody may find out when they work again. A way that has to be
+	// encrypted has none.
+	Others []Option
 	// RemoteChecksum: inner checksums of what is sent are left to the host.
 	// KeepChecksums: the policy would not have that.
 	RemoteChecksum, KeepChecksums bool
-	Reason                        string       // why this way
-	Objects                       []tunnel.Key // the host objects it needs
+	// Sealed: what the host sends in any other way is not taken in, as far as an
+	// engine of ours can tell; the kernel's VXLAN cannot.
+	Sealed  bool
+	Reason  string       // why this way and not a better one
+	Objects []tunnel.Key // the host objects it needs
+}
+
+// Option is a way that two hosts could talk in; its fields are those of Way.
+type Option struct {
+	Endpoint netip.AddrPort
+	Encap    tunnel.Encap
+	Engine   tunnel.Engine
+	MTU      int
 }

@@ -301,7 +301,7 @@ func (s *Source) Recall(ctx context.Context) (control.Recall, error) {
 	}
 	s.waiting("")
 	if own := table.publishedBy(s.cfg.PublicIPs, s.cfg.Previous); len(own) > 0 {
-		return control.Recall{MACs: own[0].value.MACs()}, nil
+		return control.Recall{MACs: own[0].value.MACs(), Keys: own[0].value.Keys()}, nil
 	}
 	return control.Recall{}, nil
 }

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/netip"
 	"path"
@@ -68,6 +69,9 @@ func guestNode(name string, expires time.Time, podCIDRs []netip.Prefix, publishe
 // guestData are the annotations that give a guest its VTEP MACs, random and so
 // nobody else's. They make no member of it yet.
 func guestData(config netconf.Config, prefix lease.Prefix) (map[string]string, error) {
+	if config.Backend.Type == netconf.WireGuard {
+		return nil, errors.New("a network with Backend.Type wireguard takes no guests, as a guest may not publish the backend's data: use vxlan, with Backend.Encrypt guests")
+	}
 	claim := control.Claim{Backend: config.Backend.Type}
 	for _, family := range config.Families {
 		// Any address will do: of what is made, only the backend's data is kept.

@@ -85,4 +85,11 @@ func TestGuestData(t *testing.T) {
 			t.Errorf("%s: a guest that has not joined is a member: %v", text, node.Annotations)
 		}
 	}
+	config, err := netconf.Parse([]byte(`{"Network":"10.244.0.0/16","Backend":{"Type":"wireguard"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := guestData(config, lease.DefaultPrefix); err == nil || !strings.Contains(err.Error(), "use vxlan") {
+		t.Errorf("a guest without a key of its own: %v", err)
+	}
 }

@@ -153,7 +153,8 @@ type member struct {
 }
 
 func (m member) equal(other member) bool {
-	return m.managed == other.managed && m.expires.Equal(other.expires) && m.lease.Backend == other.lease.Backend && m.lease.Offers == other.lease.Offers &&
+	return m.managed == other.managed && m.expires.Equal(other.expires) && m.lease.Backend == other.lease.Backend &&
+		m.lease.Offers == other.lease.Offers && m.lease.Guest == other.lease.Guest &&
 		slices.Equal(m.lease.Legs, other.lease.Legs) && slices.Equal(m.lease.Problems, other.lease.Problems)
 }
 
@@ -336,5 +337,5 @@ func podCIDRs(node *corev1.Node) []string {
 }
 
 func nodeData(node *corev1.Node) lease.NodeData {
-	return lease.NodeData{Name: node.Name, PodCIDRs: podCIDRs(node), Annotations: node.Annotations}
+	return lease.NodeData{Name: node.Name, PodCIDRs: podCIDRs(node), Annotations: node.Annotations, Guest: isGuest(node)}
 }

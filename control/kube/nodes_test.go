@@ -233,6 +233,30 @@ func TestJunkHarmsNobodyElse(t *testing.T) {
 	})
 }
 
+// TestGuestIsNews holds that a Node's becoming a guest's is delivered, though
+// its lease says the same as before.
+func TestGuestIsNews(t *testing.T) {
+	n := newNodes("flannel.alpha.coreos.com/", func() {})
+	if err := n.Replace([]any{newPeer("b", 2)}, ""); err != nil {
+		t.Fatal(err)
+	}
+	<-n.changed
+	node := newPeer("b", 2)
+	node.Labels = map[string]string{guestLabel: "true"}
+	node.Annotations[expiresAnnotation] = "2099-01-02T03:04:05Z"
+	trimmed, err := n.Transformer()(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Update(trimmed); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, _, _ := n.snapshot(time.Unix(0, 0))
+	if len(n.changed) != 1 || len(snapshot.Leases) != 1 || !snapshot.Leases[0].Guest {
+		t.Errorf("changed: %d, have %+v", len(n.changed), snapshot)
+	}
+}
+
 // TestHeartbeatsAreNoNews holds that a change of what is never read delivers
 // nothing: kubelets write their Nodes every few minutes.
 func TestHeartbeatsAreNoNews(t *testing.T) {

@@ -37,7 +37,7 @@ func recallOf(node *corev1.Node, prefix lease.Prefix) (control.Recall, error) {
 	if err != nil {
 		return control.Recall{}, fmt.Errorf("Node %s: %w", node.Name, err)
 	}
-	recall := control.Recall{Host: node.Name, MACs: lease.NodeMACs(node.Annotations, prefix), PublicIP: public}
+	recall := control.Recall{Host: node.Name, MACs: lease.NodeMACs(node.Annotations, prefix), Keys: lease.NodeKeys(node.Annotations, prefix), PublicIP: public}
 	for _, address := range node.Status.Addresses {
 		if address.Type != corev1.NodeInternalIP {
 			continue

@@ -256,6 +256,9 @@ func TestExpiredGuests(t *testing.T) {
 			hosts, problems = nil, nil
 			for _, lease := range snapshot.Leases {
 				hosts = append(hosts, lease.Host)
+				if lease.Guest != (lease.Host != "a") {
+					t.Errorf("%s is a guest: %t", lease.Host, lease.Guest)
+				}
 			}
 			for _, problem := range snapshot.Problems {
 				problems = append(problems, problem.Source)

@@ -167,6 +167,9 @@ func (v Value) Lease(host string, subnets []netip.Prefix) control.Lease {
 // none that could be used again.
 func (v Value) MACs() []tunnel.MAC { return recallMACs(v.raw.data()) }
 
+// Keys returns the WireGuard keys in the value; zero where there is none.
+func (v Value) Keys() tunnel.WireGuardKeys { return recallKeys(v.raw.data(), v.raw.WeftOffers) }
+
 // FormatValue writes the value that publishes a claim, exactly as flannel
 // writes it for the claim's backend, with the claim's offers at the end if it
 // has any.

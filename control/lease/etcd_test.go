@@ -143,6 +143,7 @@ func FuzzParseValue(f *testing.F) {
 	}
 	f.Add([]byte(`{"PublicIP":"","PublicIPv6":"::1","BackendData":null,"BackendV6Data":[]}`))
 	f.Add([]byte(`{"PublicIP":"192.168.64.3","BackendType":"host-gw","WeftOffers":{"version":2}}`))
+	f.Add([]byte(`{"PublicIP":"192.168.64.3","BackendType":"wireguard","BackendData":{"PublicKey":"` + keyText + `"},"WeftOffers":` + wireGuardText + `}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		value, err := ParseValue(data)
 		if err != nil {
@@ -156,7 +157,7 @@ func FuzzParseValue(f *testing.F) {
 				t.Fatalf("public IP %v", addr)
 			}
 		}
-		if lease.Backend != VXLAN && lease.Backend != HostGW || len(lease.Legs) == 0 {
+		if lease.Backend != VXLAN && lease.Backend != HostGW && lease.Backend != WireGuard || len(lease.Legs) == 0 {
 			return
 		}
 		// What was believed can be published, and says the same again.

@@ -7,7 +7,6 @@
 package lease
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,14 +14,14 @@ import (
 	"strings"
 
 	"github.com/weft-net/weft/control"
-	"github.com/weft-net/weft/tunnel"
 )
 
 // The backend types whose leases are understood to the last byte. Leases of
 // other types are read as far as their addresses.
 const (
-	VXLAN  = "vxlan"
-	HostGW = "host-gw"
+	VXLAN     = "vxlan"
+	HostGW    = "host-gw"
+	WireGuard = "wireguard"
 )
 
 // The families, as indexes into everything that has one entry per family.
@@ -53,6 +52,7 @@ const (
 type published struct {
 	host    string
 	backend string
+	guest   bool
 	legs    [families]publishedLeg
 	offers  []byte // empty: none
 }
@@ -71,7 +71,7 @@ const noIPv4 = "0.0.0.0"
 // left: annotations are never deleted); that is no problem unless nothing
 // remains.
 func (p published) lease(problems []string) control.Lease {
-	lease := control.Lease{Host: p.host, Backend: p.backend, Problems: problems}
+	lease := control.Lease{Host: p.host, Backend: p.backend, Guest: p.guest, Problems: problems}
 	if err := checkBackend(p.backend); err != nil {
 		lease.Backend = ""
 		lease.Problems = append(lease.Problems, err.Error())
@@ -105,14 +105,20 @@ func (r publishedLeg) leg(family int, backend string) (control.Leg, error) {
 	}
 	leg := control.Leg{Subnet: r.subnet, PublicIP: publicIP}
 	// flannel on Windows minds no case, and neither do those who write by hand.
-	if !strings.EqualFold(backend, VXLAN) {
-		return leg, nil
+	switch {
+	case strings.EqualFold(backend, VXLAN):
+		data, err := parseVXLAN(r.data)
+		if err != nil {
+			return control.Leg{}, err
+		}
+		leg.MAC, leg.VNI = data.VtepMAC, data.VNI
+	case strings.EqualFold(backend, WireGuard):
+		data, err := parseWireGuard(r.data)
+		if err != nil {
+			return control.Leg{}, err
+		}
+		leg.Key, leg.Port = data.PublicKey, data.Port
 	}
-	data, err := parseData(r.data)
-	if err != nil {
-		return control.Leg{}, err
-	}
-	leg.MAC, leg.VNI = data.VtepMAC, data.VNI
 	return leg, nil
 }
 
@@ -176,78 +182,11 @@ func checkPublicIP(addr netip.Addr) error {
 	return nil
 }
 
-// vxlanData is flannel's backend data of type vxlan: field order included,
-// and nothing may be added (a flanneld reads its own MAC back by position).
-type vxlanData struct {
-	VNI     uint32
-	VtepMAC tunnel.MAC
-}
-
-const maxVNI = 1<<24 - 1
-
-// parseData reads vxlan backend data. Load balancers join with hand-written
-// data that has only VtepMAC: then VNI is 0, which stands for "not said".
-func parseData(data []byte) (vxlanData, error) {
-	if len(data) == 0 || string(data) == "null" {
-		return vxlanData{}, errors.New("backend data is missing")
-	}
-	if len(data) > maxData {
-		return vxlanData{}, fmt.Errorf("backend data has %d bytes, at most %d are allowed", len(data), maxData)
-	}
-	var text struct {
-		VNI     *uint32
-		VtepMAC *string
-	}
-	if err := json.Unmarshal(data, &text); err != nil {
-		return vxlanData{}, fmt.Errorf(`backend data %s: want {"VNI":1,"VtepMAC":"02:00:5e:00:53:01"}`, quote(string(data)))
-	}
-	if text.VtepMAC == nil || *text.VtepMAC == "" {
-		return vxlanData{}, errors.New("backend data: VtepMAC is missing")
-	}
-	var parsed vxlanData
-	if len(*text.VtepMAC) > maxQuoted {
-		return vxlanData{}, fmt.Errorf("backend data: VtepMAC %s: not a MAC", quote(*text.VtepMAC))
-	}
-	var err error
-	if parsed.VtepMAC, err = tunnel.ParseMAC(*text.VtepMAC); err != nil {
-		return vxlanData{}, fmt.Errorf("backend data: VtepMAC: %w", err)
-	}
-	if text.VNI != nil {
-		if parsed.VNI = *text.VNI; parsed.VNI > maxVNI {
-			return vxlanData{}, fmt.Errorf("backend data: VNI is %d, at most %d is allowed", parsed.VNI, maxVNI)
-		}
-	}
-	return parsed, nil
-}
-
-// formatData writes backend data of a leg; nil where the backend has none.
-func formatData(backend string, leg control.Leg) ([]byte, error) {
-	if backend != VXLAN {
-		return nil, nil
-	}
-	if leg.MAC == (tunnel.MAC{}) {
-		return nil, errors.New("leg has no MAC")
-	}
-	return json.Marshal(vxlanData{VNI: leg.VNI, VtepMAC: leg.MAC})
-}
-
-// recallMACs reads the VTEP MACs out of backend data, IPv4 then IPv6; zero
-// where there is none that could be used again.
-func recallMACs(data [families][]byte) []tunnel.MAC {
-	macs := make([]tunnel.MAC, families)
-	for family := range data {
-		if parsed, err := parseData(data[family]); err == nil {
-			macs[family] = parsed.VtepMAC
-		}
-	}
-	return macs
-}
-
 // claimLegs sorts a claim's legs by family and refuses a claim that no peer
 // could use.
 func claimLegs(claim control.Claim) (legs [families]*control.Leg, err error) {
-	if claim.Backend != VXLAN && claim.Backend != HostGW {
-		return legs, fmt.Errorf("backend type %s: allowed: %s, %s", quote(claim.Backend), VXLAN, HostGW)
+	if claim.Backend != VXLAN && claim.Backend != HostGW && claim.Backend != WireGuard {
+		return legs, fmt.Errorf("backend type %s: allowed: %s, %s, %s", quote(claim.Backend), VXLAN, HostGW, WireGuard)
 	}
 	for i := range claim.Legs {
 		leg := &claim.Legs[i]

@@ -41,6 +41,38 @@ var (
 	direct6 = leg("fd00:10:244:1::/64", "fd77::1", "", 0)
 )
 
+// Two keys, as they are published.
+const (
+	keyText  = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+	keyText2 = "HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw="
+)
+
+func key(text string) tunnel.PublicKey {
+	parsed, err := tunnel.ParsePublicKey(text)
+	if err != nil {
+		panic(err)
+	}
+	return parsed
+}
+
+// guarded makes a leg one of the backend wireguard.
+func guarded(l control.Leg, port uint16) control.Leg {
+	l.Key, l.Port = key(keyText), port
+	return l
+}
+
+var guarded4, guarded6 = guarded(direct4, 51820), guarded(direct6, 51821)
+
+// wireGuardText are offers with everything in them.
+const wireGuardText = `{"version":1,"vxlan":{"remoteChecksum":true,"off":true},` +
+	`"wireguard":{"key":"` + keyText + `","other":"` + keyText2 + `","port":51820,"portV6":51821},"routed":false}`
+
+var wireGuardOffers = control.Offers{
+	VXLAN:     control.VXLANOffer{RemoteChecksum: true, Off: true},
+	WireGuard: control.WireGuardOffer{Keys: tunnel.WireGuardKeys{key(keyText), key(keyText2)}, Ports: [2]uint16{51820, 51821}},
+	NoDirect:  true,
+}
+
 // offersText are the offers of a host with the userspace engine.
 const offersText = `{"version":1,"vxlan":{"remoteChecksum":true}}`
 
@@ -134,6 +166,50 @@ var goldens = []struct {
 		"x-weft-subnets/fd00:10:244:1::-64",
 		`{"PublicIP":"0.0.0.0","PublicIPv6":"fd77::1","BackendType":"host-gw"}`,
 	},
+	{
+		"wireguard IPv4", control.Claim{Backend: WireGuard, Legs: []control.Leg{guarded4}},
+		map[string]string{
+			"kube-subnet-manager": "true", "backend-type": "wireguard", "public-ip": "192.168.64.3",
+			"backend-data": `{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51820}`,
+		},
+		"subnets/10.244.1.0-24",
+		`{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"wireguard",` +
+			`"BackendData":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51820}}`,
+	},
+	{
+		"wireguard dual", control.Claim{Backend: WireGuard, Legs: []control.Leg{guarded4, guarded6}},
+		map[string]string{
+			"kube-subnet-manager": "true", "backend-type": "wireguard", "public-ip": "192.168.64.3", "public-ipv6": "fd77::1",
+			"backend-data":    `{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51820}`,
+			"backend-v6-data": `{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51821}`,
+		},
+		"subnets/10.244.1.0-24&fd00:10:244:1::-64",
+		`{"PublicIP":"192.168.64.3","PublicIPv6":"fd77::1","BackendType":"wireguard",` +
+			`"BackendData":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51820},` +
+			`"BackendV6Data":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51821}}`,
+	},
+	{
+		"wireguard IPv6", control.Claim{Backend: WireGuard, Legs: []control.Leg{guarded6}},
+		map[string]string{
+			"kube-subnet-manager": "true", "backend-type": "wireguard", "public-ip": "0.0.0.0", "backend-data": "null",
+			"public-ipv6":     "fd77::1",
+			"backend-v6-data": `{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51821}`,
+		},
+		"x-weft-subnets/fd00:10:244:1::-64",
+		`{"PublicIP":"0.0.0.0","PublicIPv6":"fd77::1","BackendType":"wireguard",` +
+			`"BackendV6Data":{"PublicKey":"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=","Port":51821}}`,
+	},
+	{
+		"vxlan IPv4 with everything on offer", control.Claim{Backend: VXLAN, Legs: []control.Leg{vxlan4}, Offers: wireGuardOffers},
+		map[string]string{
+			"kube-subnet-manager": "true", "backend-type": "vxlan", "public-ip": "192.168.64.3",
+			"backend-data": `{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}`,
+			"weft-offers":  wireGuardText,
+		},
+		"subnets/10.244.1.0-24",
+		`{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"},` +
+			`"WeftOffers":` + wireGuardText + `}`,
+	},
 }
 
 // What is published for a claim must be flannel's to the byte, and must read
@@ -150,7 +226,7 @@ func TestGoldenNode(t *testing.T) {
 				t.Errorf("%s:\n have %v, %v\n want %v", golden.name, have, err, want)
 				continue
 			}
-			lease, managed := FromNode(NodeData{"a", []string{"10.244.1.0/24", "fd00:10:244:1::/64"}, have}, prefix)
+			lease, managed := FromNode(NodeData{"a", []string{"10.244.1.0/24", "fd00:10:244:1::/64"}, have, false}, prefix)
 			wantLease := control.Lease{Host: "a", Backend: golden.claim.Backend, Legs: golden.claim.Legs, Offers: golden.claim.Offers}
 			if !managed || !reflect.DeepEqual(lease, wantLease) {
 				t.Errorf("%s: read back:\n have %+v\n want %+v", golden.name, lease, wantLease)
@@ -192,8 +268,10 @@ func TestClaimErrors(t *testing.T) {
 		want  string
 	}{
 		{control.Claim{Backend: VXLAN}, "no address family is enabled"},
-		{control.Claim{Backend: "udp", Legs: []control.Leg{direct4}}, `backend type "udp": allowed: vxlan, host-gw`},
+		{control.Claim{Backend: "udp", Legs: []control.Leg{direct4}}, `backend type "udp": allowed: vxlan, host-gw, wireguard`},
 		{control.Claim{Backend: VXLAN, Legs: []control.Leg{direct4}}, "IPv4: leg has no MAC"},
+		{control.Claim{Backend: WireGuard, Legs: []control.Leg{direct4}}, "IPv4: leg has no WireGuard key"},
+		{control.Claim{Backend: VXLAN, Legs: []control.Leg{vxlan4}, Offers: control.Offers{WireGuard: control.WireGuardOffer{Ports: [2]uint16{1, 2}}}}, "offers: wireguard: key is missing"},
 		{control.Claim{Backend: VXLAN, Legs: []control.Leg{vxlan4, vxlan4}}, "two IPv4 legs"},
 		{control.Claim{Backend: VXLAN, Legs: []control.Leg{{MAC: mac(mac4)}}}, "missing"},
 		{control.Claim{Backend: HostGW, Legs: []control.Leg{leg("", "127.0.0.1", "", 0)}}, "127.0.0.1: loopback"},

@@ -71,6 +71,7 @@ type NodeData struct {
 	Name        string
 	PodCIDRs    []string // spec.podCIDRs, or else the one spec.podCIDR
 	Annotations map[string]string
+	Guest       bool // the Node was made by an invite
 }
 
 // FromNode reads the lease a Node carries. managed tells whether the Node
@@ -81,7 +82,7 @@ func FromNode(node NodeData, prefix Prefix) (lease control.Lease, managed bool) 
 		return control.Lease{}, false
 	}
 	raw := published{
-		host: node.Name, backend: node.Annotations[prefix.Name(BackendType)],
+		host: node.Name, backend: node.Annotations[prefix.Name(BackendType)], guest: node.Guest,
 		offers: []byte(node.Annotations[prefix.Name(WeftOffers)]),
 	}
 	subnets, problems := podSubnets(node.PodCIDRs)
@@ -161,7 +162,7 @@ func Annotations(claim control.Claim, prefix Prefix, node map[string]string) (ma
 				data = string(raw)
 			}
 			address = leg.PublicIP.String()
-		case family == v4 && claim.Backend == HostGW:
+		case family == v4 && claim.Backend != VXLAN:
 			address = noIPv4 // as flannel does for every type but vxlan
 		default:
 			continue
@@ -208,9 +209,18 @@ func NodePublicIPs(annotations map[string]string, prefix Prefix) ([]netip.Addr, 
 // NodeMACs returns the VTEP MACs a Node's annotations hold, IPv4 then IPv6;
 // zero where there is none that could be used again.
 func NodeMACs(annotations map[string]string, prefix Prefix) []tunnel.MAC {
-	var data [families][]byte
+	return recallMACs(nodeBackendData(annotations, prefix))
+}
+
+// NodeKeys returns the WireGuard keys a Node's annotations hold; zero where
+// there is none.
+func NodeKeys(annotations map[string]string, prefix Prefix) tunnel.WireGuardKeys {
+	return recallKeys(nodeBackendData(annotations, prefix), []byte(annotations[prefix.Name(WeftOffers)]))
+}
+
+func nodeBackendData(annotations map[string]string, prefix Prefix) (data [families][]byte) {
 	for family, name := range dataNames {
 		data[family] = []byte(annotations[prefix.Name(name)])
 	}
-	return recallMACs(data)
+	return data
 }

@@ -89,16 +89,25 @@ func TestFromNode(t *testing.T) {
 		"terminal tricks": {both, annotate(BackendType, "vxlan", BackendData, data4, PublicIP, "\x1b[2J"), "vxlan", nil, []string{`public IP "\x1b[2J": not an IP`}},
 		"bad type":        {both, annotate(BackendType, "vx\nlan", BackendData, data4, PublicIP, "192.168.64.3"), "", nil, []string{`backend type "vx\nlan"`}},
 		"long type":       {both, annotate(BackendType, long, PublicIP, "192.168.64.3"), "", nil, []string{"longer than 32"}},
-		"other type":      {both, annotate(BackendType, "wireguard", BackendData, "junk", PublicIP, "192.168.64.3"), "wireguard", []control.Leg{direct4}, nil},
-		"no address":      {both, annotate(BackendType, "vxlan", BackendData, data4), "vxlan", nil, []string{"no public IP"}},
-		"no CIDR":         {nil, annotate(BackendType, "vxlan", BackendData, data4, PublicIP, "192.168.64.3"), "vxlan", nil, []string{"no pod CIDR is assigned"}},
-		"bad CIDR":        {[]string{"10.244.1.0", both[1]}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3", PublicIPv6, "fd77::1"), "host-gw", []control.Leg{direct6}, []string{`pod CIDR: subnet "10.244.1.0"`}},
-		"everything CIDR": {[]string{"0.0.0.0/0"}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", nil, []string{`subnet "0.0.0.0/0"`}},
-		"host bits":       {[]string{"10.244.1.7/24"}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", []control.Leg{direct4}, nil},
-		"two of a family": {[]string{both[0], "10.9.0.0/24"}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", []control.Leg{direct4}, []string{"10.9.0.0/24: a second one"}},
-		"many CIDRs":      {append(both, "10.9.0.0/24", "10.10.0.0/24"), annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", []control.Leg{direct4}, []string{"4 pod CIDRs"}},
+		"other type":      {both, annotate(BackendType, "ipip", BackendData, "junk", PublicIP, "192.168.64.3"), "ipip", []control.Leg{direct4}, nil},
+		"wireguard of an old flannel": {both, annotate(BackendType, "WireGuard", BackendData, `{"PublicKey":"`+keyText+`"}`, PublicIP, "192.168.64.3"),
+			"WireGuard", []control.Leg{guarded(direct4, 0)}, nil},
+		"wireguard junk":        {both, annotate(BackendType, "wireguard", BackendData, "junk", PublicIP, "192.168.64.3"), "wireguard", nil, []string{`IPv4: backend data "junk": want {"PublicKey"`}},
+		"wireguard, other data": {both, annotate(BackendType, "wireguard", BackendData, data4, PublicIP, "192.168.64.3"), "wireguard", nil, []string{"PublicKey is missing"}},
+		"wireguard, null":       {both, annotate(BackendType, "wireguard", BackendData, "null", PublicIP, "192.168.64.3"), "wireguard", nil, []string{"backend data is missing"}},
+		"wireguard, zero key":   {both, annotate(BackendType, "wireguard", BackendData, `{"PublicKey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`, PublicIP, "192.168.64.3"), "wireguard", nil, []string{"all 32 bytes are zero"}},
+		"wireguard, short key":  {both, annotate(BackendType, "wireguard", BackendData, `{"PublicKey":"AAA="}`, PublicIP, "192.168.64.3"), "wireguard", nil, []string{`PublicKey "AAA=": parse public key`}},
+		"wireguard, large port": {both, annotate(BackendType, "wireguard", BackendData, `{"PublicKey":"`+keyText+`","Port":65536}`, PublicIP, "192.168.64.3"), "wireguard", nil, []string{"IPv4: backend data"}},
+		"wireguard IPv6 of two": {both, annotate(BackendType, "wireguard", BackendData, "null", PublicIP, "0.0.0.0", BackendV6Data, `{"PublicKey":"`+keyText+`","Port":51821}`, PublicIPv6, "fd77::1"), "wireguard", []control.Leg{guarded6}, nil},
+		"no address":            {both, annotate(BackendType, "vxlan", BackendData, data4), "vxlan", nil, []string{"no public IP"}},
+		"no CIDR":               {nil, annotate(BackendType, "vxlan", BackendData, data4, PublicIP, "192.168.64.3"), "vxlan", nil, []string{"no pod CIDR is assigned"}},
+		"bad CIDR":              {[]string{"10.244.1.0", both[1]}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3", PublicIPv6, "fd77::1"), "host-gw", []control.Leg{direct6}, []string{`pod CIDR: subnet "10.244.1.0"`}},
+		"everything CIDR":       {[]string{"0.0.0.0/0"}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", nil, []string{`subnet "0.0.0.0/0"`}},
+		"host bits":             {[]string{"10.244.1.7/24"}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", []control.Leg{direct4}, nil},
+		"two of a family":       {[]string{both[0], "10.9.0.0/24"}, annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", []control.Leg{direct4}, []string{"10.9.0.0/24: a second one"}},
+		"many CIDRs":            {append(both, "10.9.0.0/24", "10.10.0.0/24"), annotate(BackendType, "host-gw", PublicIP, "192.168.64.3"), "host-gw", []control.Leg{direct4}, []string{"4 pod CIDRs"}},
 	} {
-		have, managed := FromNode(NodeData{"a", test.cidrs, test.annotations}, DefaultPrefix)
+		have, managed := FromNode(NodeData{"a", test.cidrs, test.annotations, false}, DefaultPrefix)
 		if !managed || have.Host != "a" || have.Backend != test.backend || !reflect.DeepEqual(have.Legs, test.legs) {
 			t.Errorf("%s: have %+v, want %v %v", name, have, test.backend, test.legs)
 		}
@@ -117,7 +126,7 @@ func TestFromNode(t *testing.T) {
 func TestFromNodeUnmanaged(t *testing.T) {
 	for _, value := range []string{"", "false", "True"} {
 		annotations := annotate(BackendType, "vxlan", BackendData, data4, PublicIP, "192.168.64.3", KubeSubnetManager, value)
-		if have, managed := FromNode(NodeData{"a", []string{"10.244.1.0/24"}, annotations}, DefaultPrefix); managed {
+		if have, managed := FromNode(NodeData{"a", []string{"10.244.1.0/24"}, annotations, false}, DefaultPrefix); managed {
 			t.Errorf("%q: managed: %+v", value, have)
 		}
 	}
@@ -201,13 +210,49 @@ func TestBug15MACRecall(t *testing.T) {
 	}
 }
 
+// The key file is compared with what peers know.
+func TestRecallKeys(t *testing.T) {
+	data := `{"PublicKey":"` + keyText2 + `","Port":51820}`
+	for name, test := range map[string]struct {
+		data, data6, offers string
+		want                tunnel.WireGuardKeys
+	}{
+		"none":           {"", "", "", tunnel.WireGuardKeys{}},
+		"of the backend": {data, "null", "", tunnel.WireGuardKeys{key(keyText2)}},
+		"IPv6 alone":     {"null", data, "", tunnel.WireGuardKeys{key(keyText2)}},
+		"of the offers":  {data, "", wireGuardText, wireGuardOffers.WireGuard.Keys},
+		"bad offers":     {data, "", `{"version":9}`, tunnel.WireGuardKeys{key(keyText2)}},
+		"other offers":   {data4, data6, offersText, tunnel.WireGuardKeys{}},
+	} {
+		have := NodeKeys(annotate(BackendData, test.data, BackendV6Data, test.data6, WeftOffers, test.offers), DefaultPrefix)
+		if have != test.want {
+			t.Errorf("%s: Node: have %v, want %v", name, have, test.want)
+		}
+	}
+	value, err := ParseValue([]byte(`{"PublicIP":"192.168.64.3","BackendType":"wireguard","BackendData":` + data + `}`))
+	if have := value.Keys(); err != nil || have != (tunnel.WireGuardKeys{key(keyText2)}) {
+		t.Errorf("etcd: have %v, %v", have, err)
+	}
+}
+
+// Guests are told by the Node, and never by what they write themselves.
+func TestGuest(t *testing.T) {
+	node := NodeData{Name: "a", PodCIDRs: []string{"10.244.1.0/24"}, Annotations: annotate(BackendType, "host-gw", PublicIP, "192.168.64.3")}
+	for _, node.Guest = range []bool{true, false} {
+		if lease, _ := FromNode(node, DefaultPrefix); lease.Guest != node.Guest || len(lease.Legs) != 1 {
+			t.Errorf("have %+v, guest: %t", lease, node.Guest)
+		}
+	}
+}
+
 func FuzzFromNode(f *testing.F) {
 	f.Add("10.244.1.0/24", "fd00::/64", "vxlan", data4, "192.168.64.3", data6, "fd77::1", offersText)
 	f.Add("10.244.1.7/24", "", "host-gw", "null", "0.0.0.0", "null", "::1", "")
+	f.Add("10.244.1.0/24", "fd00::/64", "wireguard", `{"PublicKey":"`+keyText+`","Port":7}`, "192.168.64.3", "null", "fd77::1", wireGuardText)
 	f.Add("", "0.0.0.0/0", "", `{"VtepMAC":1}`, "junk", "[[[", "fe80::1%x", "null")
 	f.Fuzz(func(t *testing.T, cidr, cidr2, backend, data, ip, data6, ip6, offers string) {
 		annotations := annotate(BackendType, backend, BackendData, data, PublicIP, ip, BackendV6Data, data6, PublicIPv6, ip6, WeftOffers, offers)
-		lease, managed := FromNode(NodeData{"a", []string{cidr, cidr2}, annotations}, DefaultPrefix)
+		lease, managed := FromNode(NodeData{"a", []string{cidr, cidr2}, annotations, false}, DefaultPrefix)
 		if !managed {
 			t.Fatal("not managed")
 		}
@@ -215,12 +260,12 @@ func FuzzFromNode(f *testing.F) {
 		if len(lease.Legs) == 0 && len(lease.Problems) == 0 {
 			t.Fatal("no leg and no reason")
 		}
-		again, _ := FromNode(NodeData{"a", []string{cidr, cidr2}, annotations}, DefaultPrefix)
+		again, _ := FromNode(NodeData{"a", []string{cidr, cidr2}, annotations, false}, DefaultPrefix)
 		if !reflect.DeepEqual(again, lease) {
 			t.Fatalf("have %+v, then %+v", lease, again)
 		}
 		// What was believed can be published, and says the same again.
-		if lease.Backend != VXLAN || len(lease.Legs) == 0 {
+		if lease.Backend != VXLAN && lease.Backend != WireGuard || len(lease.Legs) == 0 {
 			return
 		}
 		set, err := Annotations(control.Claim{Backend: lease.Backend, Legs: lease.Legs, Offers: lease.Offers}, DefaultPrefix, nil)
@@ -231,7 +276,7 @@ func FuzzFromNode(f *testing.F) {
 		for _, l := range lease.Legs {
 			cidrs = append(cidrs, l.Subnet.String())
 		}
-		again, _ = FromNode(NodeData{"a", cidrs, set}, DefaultPrefix)
+		again, _ = FromNode(NodeData{"a", cidrs, set, false}, DefaultPrefix)
 		lease.Problems = nil
 		if !reflect.DeepEqual(again, lease) {
 			t.Fatalf("have %+v, want %+v", again, lease)
@@ -251,6 +296,9 @@ func checkLease(t *testing.T, lease control.Lease) {
 		last = family
 		if l.Subnet != l.Subnet.Masked() || l.Subnet.Bits() == 0 || checkPublicIP(l.PublicIP) != nil || l.VNI > maxVNI {
 			t.Fatalf("a leg that cannot be: %+v", l)
+		}
+		if (l.Key != tunnel.PublicKey{}) != strings.EqualFold(lease.Backend, WireGuard) {
+			t.Fatalf("a key that cannot be: %+v", lease)
 		}
 		if (l.MAC != tunnel.MAC{}) != strings.EqualFold(lease.Backend, VXLAN) || l.MAC[0]&1 != 0 {
 			t.Fatalf("a MAC that cannot be: %+v", lease)

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel"
 )
 
 func TestParseOffers(t *testing.T) {
@@ -22,8 +23,32 @@ func TestParseOffers(t *testing.T) {
 		"version alone":             {`{"version":1}`, control.Offers{}, ""},
 		"not remote checksums":      {`{"version":1,"vxlan":{"remoteChecksum":false}}`, control.Offers{}, ""},
 		"an offer without features": {`{"version":1,"vxlan":{}}`, control.Offers{}, ""},
-		"a later weft": {`{"version":1,"wireguard":{"publicKey":"7Zd9","port":51820},"direct":[],"vxlan":{"remoteChecksum":true,"gbp":1}}`,
+		"a later weft": {`{"version":1,"quic":{"publicKey":"7Zd9","port":51820},"direct":[],"vxlan":{"remoteChecksum":true,"gbp":1}}`,
 			offers, ""},
+		"everything":                   {wireGuardText, wireGuardOffers, ""},
+		"a later WireGuard":            {`{"version":1,"wireguard":{"port":1,"psk":true,"Key":"x","key":"` + keyText + `"}}`, onlyPort(1, 0), ""},
+		"WireGuard over IPv6":          {`{"version":1,"wireguard":{"key":"` + keyText + `","portV6":65535}}`, onlyPort(0, 65535), ""},
+		"no VXLAN":                     {`{"version":1,"vxlan":{"off":true}}`, control.Offers{VXLAN: control.VXLANOffer{Off: true}}, ""},
+		"an unclear off":               {`{"version":1,"vxlan":{"remoteChecksum":true,"off":"true"}}`, control.Offers{}, "vxlan: off:"},
+		"WireGuard as a word":          {`{"version":1,"vxlan":{"remoteChecksum":true},"wireguard":true}`, control.Offers{}, `wireguard: "true": want a JSON object`},
+		"WireGuard that is null":       {`{"version":1,"wireguard":null}`, control.Offers{}, `wireguard: "null"`},
+		"WireGuard without a key":      {`{"version":1,"wireguard":{}}`, control.Offers{}, "wireguard: key is missing"},
+		"other without a key":          {`{"version":1,"vxlan":{"remoteChecksum":true},"wireguard":{"other":"` + keyText + `","port":1}}`, control.Offers{}, "wireguard: key is missing"},
+		"other equal to key":           {`{"version":1,"wireguard":{"key":"` + keyText + `","other":"` + keyText + `","port":1}}`, control.Offers{}, "wireguard: other is the same as key"},
+		"an empty key":                 {`{"version":1,"wireguard":{"key":"","port":1}}`, control.Offers{}, `wireguard: key "": parse public key`},
+		"a short key":                  {`{"version":1,"wireguard":{"key":"` + keyText[4:] + `","port":1}}`, control.Offers{}, "wireguard: key"},
+		"a key of another form":        {`{"version":1,"wireguard":{"key":"` + keyText[:43] + `","port":1}}`, control.Offers{}, "wireguard: key"},
+		"a zero key":                   {`{"version":1,"wireguard":{"key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","port":1}}`, control.Offers{}, "all 32 bytes are zero"},
+		"a zero other":                 {`{"version":1,"wireguard":{"key":"` + keyText + `","other":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","port":1}}`, control.Offers{}, "all 32 bytes are zero"},
+		"a null other":                 {`{"version":1,"wireguard":{"key":"` + keyText + `","other":null,"port":1}}`, control.Offers{}, `wireguard: other: "null"`},
+		"a number for a key":           {`{"version":1,"wireguard":{"key":7,"port":1}}`, control.Offers{}, `wireguard: key: "7": want a public key`},
+		"a very long key":              {`{"version":1,"wireguard":{"key":"` + strings.Repeat("A", 3000) + `","port":1}}`, control.Offers{}, "wireguard: key"},
+		"no port":                      {`{"version":1,"wireguard":{"key":"` + keyText + `"}}`, control.Offers{}, "port and portV6 are both missing"},
+		"port 0":                       {`{"version":1,"wireguard":{"key":"` + keyText + `","port":0,"portV6":1}}`, control.Offers{}, "port: 0: want a port"},
+		"port beyond":                  {`{"version":1,"wireguard":{"key":"` + keyText + `","port":65536}}`, control.Offers{}, `port: "65536": want a port`},
+		"a negative port":              {`{"version":1,"wireguard":{"key":"` + keyText + `","portV6":-1}}`, control.Offers{}, `portV6: "-1": want a port`},
+		"a port as text":               {`{"version":1,"wireguard":{"key":"` + keyText + `","port":"51820"}}`, control.Offers{}, "want a port"},
+		"half a port":                  {`{"version":1,"wireguard":{"key":"` + keyText + `","port":1.5}}`, control.Offers{}, "want a port"},
 		"names in other case":          {`{"version":1,"Version":2,"VXLAN":{"remoteChecksum":true},"vxlan":{"RemoteChecksum":true}}`, control.Offers{}, ""},
 		"as long as may be":            {offersText + strings.Repeat(" ", maxOffers-len(offersText)), offers, ""},
 		"too long":                     {offersText + strings.Repeat(" ", maxOffers-len(offersText)+1), control.Offers{}, "have 4097 bytes, at most 4096"},
@@ -61,6 +86,11 @@ func TestParseOffers(t *testing.T) {
 	}
 }
 
+// onlyPort are offers of WireGuard and nothing else.
+func onlyPort(port, portV6 uint16) control.Offers {
+	return control.Offers{WireGuard: control.WireGuardOffer{Keys: tunnel.WireGuardKeys{key(keyText)}, Ports: [2]uint16{port, portV6}}}
+}
+
 // Bad offers are named, and take nothing else away from the lease.
 func TestBadOffersHarmNothingElse(t *testing.T) {
 	check := func(source, bad string, lease control.Lease) {
@@ -75,7 +105,7 @@ func TestBadOffersHarmNothingElse(t *testing.T) {
 	both := []netip.Prefix{vxlan4.Subnet, vxlan6.Subnet}
 	for _, bad := range []string{`{"version":7}`, `"text"`, "null", strings.Repeat("9", maxOffers+1)} {
 		annotations := annotate(BackendType, VXLAN, BackendData, data4, PublicIP, "192.168.64.3", BackendV6Data, data6, PublicIPv6, "fd77::1", WeftOffers, bad)
-		lease, _ := FromNode(NodeData{"a", []string{both[0].String(), both[1].String()}, annotations}, DefaultPrefix)
+		lease, _ := FromNode(NodeData{"a", []string{both[0].String(), both[1].String()}, annotations, false}, DefaultPrefix)
 		check("Node", bad, lease)
 		value, err := ParseValue([]byte(`{"PublicIP":"192.168.64.3","PublicIPv6":"fd77::1","BackendType":"vxlan",` +
 			`"BackendData":` + data4 + `,"BackendV6Data":` + data6 + `,"WeftOffers":` + bad + `}`))
@@ -113,6 +143,7 @@ func FuzzParseOffers(f *testing.F) {
 	f.Add([]byte(`{"version":1,"vxlan":{"remoteChecksum":null},"wireguard":{"port":51820}}`))
 	f.Add([]byte(`{"version":2}`))
 	f.Add([]byte("null"))
+	f.Add([]byte(wireGuardText))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := bytes.Clone(data)
 		parsed, err := parseOffers(data)
@@ -137,8 +168,9 @@ func FuzzParseOffers(f *testing.F) {
 		if again, err := parseOffers(text); err != nil || again != parsed {
 			t.Fatalf("%s: have %+v, %v, want %+v", text, again, err, parsed)
 		}
-		if !bytes.Equal(text, []byte(offersText)) && text != nil {
-			t.Fatalf("have %s", text)
+		again, err := formatOffers(parsed)
+		if err != nil || !bytes.Equal(text, again) || len(text) > maxOffers {
+			t.Fatalf("have %s, then %s, %v", text, again, err)
 		}
 	})
 }

@@ -45,6 +45,8 @@ func kindWord(kind string) string {
 		return "boolean (true or false)"
 	case "int", "int64":
 		return "whole number"
+	case "slice":
+		return "list"
 	default:
 		return kind
 	}

@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel"
 )
 
 // Config is a checked network configuration.
@@ -29,28 +32,43 @@ func (c Config) Networks() []netip.Prefix {
 
 // The backend types, in the spelling that is published in leases.
 const (
-	VXLAN  = "vxlan"
-	HostGW = "host-gw"
+	VXLAN     = "vxlan"
+	HostGW    = "host-gw"
+	WireGuard = "wireguard"
 )
 
-const allowedTypes = VXLAN + ", " + HostGW
+const allowedTypes = VXLAN + ", " + HostGW + ", " + WireGuard
 
-// Backend says how packets are carried. For host-gw only Type is set.
+// Backend says how packets are carried. VNI, Port, Learning, GBP and
+// DirectRouting are of the type vxlan alone; MTU is not of host-gw.
 type Backend struct {
-	Type          string // VXLAN or HostGW
+	Type          string // VXLAN, HostGW or WireGuard
 	VNI           uint32
 	Port          uint16 // outer UDP port
 	MTU           int    // outer MTU; 0: that of the underlay device
 	Learning      bool
 	GBP           bool // VXLAN group based policy extension
 	DirectRouting bool // plain routes to peers on the same layer 2
+
+	// The rest is for WireGuard, which in a network of another type is what hosts
+	// may offer besides. Prefer and Encrypt are weft's own, as in control.Policy;
+	// Prefer is nil where it is left out.
+	Prefer  []tunnel.Encap
+	Encrypt control.Encrypt
+	// ListenPorts are where WireGuard listens, IPv4 first, also of a family that is
+	// off; PersistentKeepalive is in seconds, 0 for none.
+	ListenPorts         [2]uint16
+	PersistentKeepalive int
+	PSK                 tunnel.SecretKey // mixed into every handshake; zero: none
 }
 
-// Defaults of the vxlan backend. Port 0 in the text means the kernel's own
-// default, which is DefaultPort and not the port IANA assigned later.
+// Defaults of the backends. Port 0 in the text means the kernel's own default
+// for VXLAN, which is DefaultPort and not the port IANA assigned later.
 const (
-	DefaultVNI  = 1
-	DefaultPort = 8472
+	DefaultVNI          = 1
+	DefaultPort         = 8472
+	DefaultListenPort   = 51820 // WireGuard over IPv4
+	DefaultListenPortV6 = 51821
 )
 
 // MaxSize bounds the text that Parse accepts, in bytes.
@@ -88,7 +106,7 @@ func Parse(data []byte) (Config, error) {
 	if config.Families, err = doc.families(); err != nil {
 		return Config{}, fmt.Errorf("parse net-conf: %w", err)
 	}
-	if config.Backend, err = parseBackend(doc.Backend, len(config.Families) == 1 && config.Families[0].is4()); err != nil {
+	if config.Backend, err = parseBackend(doc.Backend, config.Families); err != nil {
 		return Config{}, fmt.Errorf("parse net-conf: %w", err)
 	}
 	return config, nil
@@ -118,79 +136,4 @@ func (d document) families() ([]Family, error) {
 		return nil, errors.New("no address family is enabled; set Network, or EnableIPv6 to true and IPv6Network")
 	}
 	return families, nil
-}
-
-// backendDocument is the Backend object as written. The zero Port and MTU mean
-// the default.
-type backendDocument struct {
-	Type          *string
-	VNI           *int64
-	Port          int64
-	MTU           int64
-	Learning      bool
-	GBP           bool
-	DirectRouting bool
-}
-
-const (
-	maxVNI = 1<<24 - 1
-	// An inner IPv6 packet of 1280 bytes (RFC 8200, 5) under 70 bytes of outer
-	// IPv6, UDP, VXLAN and Ethernet; an inner IPv4 packet of 576 (RFC 791) under 50.
-	minMTUWith6 = 1280 + 70
-	minMTUOnly4 = 576 + 50
-	maxMTU      = 1<<16 - 1
-)
-
-func parseBackend(raw json.RawMessage, only4 bool) (Backend, error) {
-	if len(raw) == 0 || string(raw) == "null" {
-		return Backend{}, fmt.Errorf("Backend.Type is missing; allowed: %s", allowedTypes)
-	}
-	// The type is looked at first: the other keys mean something else to each type.
-	var kind struct{ Type *string }
-	if err := decode(raw, "Backend", &kind); err != nil {
-		return Backend{}, err
-	}
-	if kind.Type == nil || *kind.Type == "" {
-		return Backend{}, fmt.Errorf("Backend.Type is missing; allowed: %s", allowedTypes)
-	}
-	switch backendType := lowerASCII(*kind.Type); backendType {
-	case HostGW:
-		return Backend{Type: HostGW}, nil
-	case VXLAN:
-		return parseVXLAN(raw, only4)
-	default:
-		return Backend{}, fmt.Errorf("Backend.Type is %q; allowed: %s", shorten(*kind.Type), allowedTypes)
-	}
-}
-
-func parseVXLAN(raw json.RawMessage, only4 bool) (Backend, error) {
-	var doc backendDocument
-	if err := decode(raw, "Backend", &doc); err != nil {
-		return Backend{}, err
-	}
-	vni := int64(DefaultVNI)
-	if doc.VNI != nil {
-		vni = *doc.VNI
-	}
-	if vni < 0 || vni > maxVNI {
-		return Backend{}, fmt.Errorf("Backend.VNI is %d; allowed: 0 to %d", vni, maxVNI)
-	}
-	port := doc.Port
-	if port == 0 {
-		port = DefaultPort
-	}
-	if port < 0 || port > 1<<16-1 {
-		return Backend{}, fmt.Errorf("Backend.Port is %d; allowed: 1 to 65535, or 0 for %d", port, DefaultPort)
-	}
-	minMTU := int64(minMTUWith6)
-	if only4 {
-		minMTU = minMTUOnly4
-	}
-	if doc.MTU != 0 && (doc.MTU < minMTU || doc.MTU > maxMTU) {
-		return Backend{}, fmt.Errorf("Backend.MTU is %d; allowed: %d to %d, or 0 for that of the interface", doc.MTU, minMTU, maxMTU)
-	}
-	return Backend{
-		Type: VXLAN, VNI: uint32(vni), Port: uint16(port), MTU: int(doc.MTU),
-		Learning: doc.Learning, GBP: doc.GBP, DirectRouting: doc.DirectRouting,
-	}, nil
 }

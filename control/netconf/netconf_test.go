@@ -1,10 +1,15 @@
 package netconf
 
 import (
+	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel"
 )
 
 const backend = `"Backend":{"Type":"vxlan"}`
@@ -70,25 +75,106 @@ func TestEmptyFamily(t *testing.T) {
 	}
 }
 
+// plain is a backend with nothing but defaults.
+func plain(change Backend) Backend {
+	change.Encrypt, change.ListenPorts = control.EncryptGuests, [2]uint16{51820, 51821}
+	return change
+}
+
 func TestBackend(t *testing.T) {
+	psk, err := tunnel.ParseSecretKey(pskText)
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := []tunnel.Encap{tunnel.EncapWireGuard, tunnel.EncapDirect}
 	for _, test := range []struct {
 		text string
 		want Backend
 	}{
-		{`{"Type":"vxlan"}`, Backend{Type: VXLAN, VNI: 1, Port: 8472}},
-		{`{"Type":"VXLAN","Port":0,"MacPrefix":"0E-2A","Unknown":[1]}`, Backend{Type: VXLAN, VNI: 1, Port: 8472}},
+		{`{"Type":"vxlan"}`, plain(Backend{Type: VXLAN, VNI: 1, Port: 8472})},
+		{`{"Type":"VXLAN","Port":0,"MacPrefix":"0E-2A","Unknown":[1]}`, plain(Backend{Type: VXLAN, VNI: 1, Port: 8472})},
 		{`{"type":"vxlan","vni":4096,"PORT":4789,"mtu":1400,"learning":true,"gbp":true,"directrouting":true}`,
-			Backend{Type: VXLAN, VNI: 4096, Port: 4789, MTU: 1400, Learning: true, GBP: true, DirectRouting: true}},
-		{`{"Type":"vxlan","VNI":0}`, Backend{Type: VXLAN, VNI: 0, Port: 8472}},
-		{`{"Type":"vxlan","VNI":16777215,"Port":65535,"MTU":65535}`, Backend{Type: VXLAN, VNI: 16777215, Port: 65535, MTU: 65535}},
-		{`{"Type":"Host-GW"}`, Backend{Type: HostGW}},
-		{`{"Type":"host-gw","Port":"not even looked at"}`, Backend{Type: HostGW}},
+			plain(Backend{Type: VXLAN, VNI: 4096, Port: 4789, MTU: 1400, Learning: true, GBP: true, DirectRouting: true})},
+		{`{"Type":"vxlan","VNI":0}`, plain(Backend{Type: VXLAN, VNI: 0, Port: 8472})},
+		{`{"Type":"vxlan","VNI":16777215,"Port":65535,"MTU":65535}`, plain(Backend{Type: VXLAN, VNI: 16777215, Port: 65535, MTU: 65535})},
+		{`{"Type":"Host-GW"}`, plain(Backend{Type: HostGW})},
+		{`{"Type":"host-gw","Port":"not even looked at"}`, plain(Backend{Type: HostGW})},
+		{`{"Type":"host-gw","Prefer":["direct","wireguard"]}`, plain(Backend{Type: HostGW, Prefer: []tunnel.Encap{tunnel.EncapDirect, tunnel.EncapWireGuard}})},
+		{`{"Type":"WireGuard"}`, plain(Backend{Type: WireGuard})},
+		{`{"Type":"wireguard","Mode":"separate","MTU":656,"VNI":"of another type","PSK":""}`, plain(Backend{Type: WireGuard, MTU: 656})},
+		{`{"Type":"wireguard","Encrypt":"never","Prefer":["wireguard"]}`,
+			Backend{Type: WireGuard, Encrypt: control.EncryptNever, Prefer: order[:1], ListenPorts: [2]uint16{51820, 51821}}},
+		{`{"Type":"wireguard","ListenPort":8472,"listenportv6":7,"PersistentKeepaliveInterval":25,"PSK":"` + pskText + `"}`,
+			Backend{Type: WireGuard, Encrypt: control.EncryptGuests, ListenPorts: [2]uint16{8472, 7}, PersistentKeepalive: 25, PSK: psk}},
+		{`{"Type":"vxlan","Mode":"auto","Prefer":["WireGuard","direct"],"Encrypt":"Always","DirectRouting":true,"ListenPort":1,"PersistentKeepaliveInterval":65535,"PSK":"` + pskText + `"}`,
+			Backend{Type: VXLAN, VNI: 1, Port: 8472, DirectRouting: true, Prefer: order, Encrypt: control.EncryptAlways, ListenPorts: [2]uint16{1, 51821}, PersistentKeepalive: 65535, PSK: psk}},
+		// The port of a family that is off is in nobody's way.
+		{`{"Type":"vxlan","ListenPort":51821,"ListenPortV6":8472}`,
+			Backend{Type: VXLAN, VNI: 1, Port: 8472, Encrypt: control.EncryptGuests, ListenPorts: [2]uint16{51821, 8472}}},
+		// Without a word on it, guests are not encrypted where Prefer leaves no way to.
+		{`{"Type":"vxlan","Prefer":["vxlan"]}`, plain(Backend{Type: VXLAN, VNI: 1, Port: 8472, Prefer: []tunnel.Encap{tunnel.EncapVXLAN}})},
 	} {
 		config, err := Parse([]byte(`{"Network":"10.244.0.0/16","Backend":` + test.text + `}`))
 		if err != nil {
 			t.Errorf("%s: %v", test.text, err)
-		} else if config.Backend != test.want {
+		} else if !reflect.DeepEqual(config.Backend, test.want) {
 			t.Errorf("%s:\n have %+v\n want %+v", test.text, config.Backend, test.want)
+		}
+	}
+}
+
+const pskText = "3H7Zb4v4MZ8vYYlyxmyP4oR0vRWKtQvOMb8b1KAq1mE="
+
+// Every error names the keys and the cure, and none tells the secret.
+func TestWireGuardErrors(t *testing.T) {
+	for _, test := range []struct {
+		text string
+		want []string
+	}{
+		{`{"Type":"wireguard","Mode":"auto"}`, []string{`Backend.Mode is "auto"`, `set it to "separate", or leave it out`}},
+		{`{"Type":"wireguard","Mode":"ipv4"}`, []string{`Backend.Mode is "ipv4"`, "separate"}},
+		{`{"Type":"wireguard","Mode":"ipv6"}`, []string{`Backend.Mode is "ipv6"`, "separate"}},
+		{`{"Type":"wireguard","Mode":"Separate"}`, []string{`Backend.Mode is "Separate"; allowed: separate`}},
+		{`{"Type":"wireguard","Mode":1}`, []string{"Backend.Mode is a JSON number"}},
+		{`{"Type":"wireguard","MTU":1359}`, []string{"Backend.MTU is 1359; allowed: 1360 to 65535"}},
+		{`{"Type":"wireguard","ListenPort":65536}`, []string{"Backend.ListenPort is 65536; allowed: 1 to 65535, or 0 for 51820"}},
+		{`{"Type":"wireguard","ListenPortV6":-1}`, []string{"Backend.ListenPortV6 is -1", "51821"}},
+		{`{"Type":"wireguard","ListenPort":"51820"}`, []string{"Backend.ListenPort is a JSON string; allowed: a whole number"}},
+		{`{"Type":"vxlan","ListenPort":7,"ListenPortV6":7}`, []string{"Backend.ListenPort and Backend.ListenPortV6 are both 7"}},
+		{`{"Type":"vxlan","ListenPort":8472}`, []string{"Backend.ListenPort is 8472, and so is Backend.Port"}},
+		{`{"Type":"vxlan","Port":51821}`, []string{"Backend.ListenPortV6 is 51821, and so is Backend.Port"}},
+		{`{"Type":"host-gw","PersistentKeepaliveInterval":65536}`, []string{"Backend.PersistentKeepaliveInterval is 65536", "1 to 65535 seconds"}},
+		{`{"Type":"host-gw","PersistentKeepaliveInterval":-5}`, []string{"Backend.PersistentKeepaliveInterval is -5"}},
+		{`{"Type":"vxlan","PSK":"` + pskText[1:] + `"}`, []string{"Backend.PSK", "wg genpsk"}},
+		{`{"Type":"vxlan","PSK":"` + strings.Repeat("A", 43) + `="}`, []string{"Backend.PSK", "zero"}},
+		{`{"Type":"vxlan","PSK":7}`, []string{"Backend.PSK is a JSON number; allowed: a string"}},
+		{`{"Type":"vxlan","Prefer":[]}`, []string{"Backend.Prefer is empty", "direct, vxlan, wireguard"}},
+		{`{"Type":"vxlan","Prefer":["ipsec"]}`, []string{`Backend.Prefer has "ipsec"; allowed: direct, vxlan, wireguard`}},
+		{`{"Type":"vxlan","Prefer":["vxlan","VXLAN"]}`, []string{"Backend.Prefer has vxlan twice"}},
+		{`{"Type":"vxlan","Prefer":"vxlan"}`, []string{"Backend.Prefer is a JSON string"}},
+		{`{"Type":"vxlan","Prefer":["vxlan"],"DirectRouting":true}`, []string{"Backend.DirectRouting is true, and Backend.Prefer is vxlan and lacks direct"}},
+		{`{"Type":"vxlan","Encrypt":"maybe"}`, []string{`Backend.Encrypt is "maybe"; allowed: never, guests, always`}},
+		{`{"Type":"vxlan","Encrypt":true}`, []string{"Backend.Encrypt is a JSON bool"}},
+		{`{"Type":"vxlan","Encrypt":"always","Prefer":["direct","vxlan"]}`, []string{"Backend.Encrypt is always, and Backend.Prefer is direct, vxlan and lacks wireguard"}},
+		{`{"Type":"vxlan","Encrypt":"guests","Prefer":["vxlan"]}`, []string{"Backend.Encrypt is guests, and Backend.Prefer is vxlan"}},
+		{`{"Type":"host-gw","Encrypt":"always"}`, []string{"Backend.Encrypt is always", "host-gw", "in clear", "set Type to"}},
+		{`{"Type":"host-gw","Prefer":["direct","vxlan"]}`, []string{"Backend.Prefer has vxlan", "host-gw"}},
+		{`{"Type":"host-gw","Prefer":["wireguard"]}`, []string{"Backend.Prefer is wireguard and lacks direct"}},
+		{`{"Type":"wireguard","Prefer":["direct","wireguard"]}`, []string{"Backend.Prefer is direct, wireguard", "leave Prefer out"}},
+		{`{"Type":"wireguard","Prefer":["vxlan"]}`, []string{"Backend.Prefer is vxlan"}},
+	} {
+		_, err := Parse([]byte(`{"Network":"10.0.0.0/8","EnableIPv6":true,"IPv6Network":"fd00::/56","Backend":` + test.text + `}`))
+		if err == nil {
+			t.Errorf("%s: no error", test.text)
+			continue
+		}
+		for _, want := range test.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: error %q does not say %q", test.text, err, want)
+			}
+		}
+		if strings.Contains(err.Error(), pskText[1:40]) {
+			t.Errorf("%s: the error tells the secret: %v", test.text, err)
 		}
 	}
 }
@@ -221,6 +307,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10:244::/56","Backend":{"Type":"vxlan","VNI":7}}`))
 	f.Add([]byte(`{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","Backend":{"Type":"host-gw"}}`))
 	f.Add([]byte(`{"EnableIPv4":false,"IPv6Network":"::/0","Backend":null}`))
+	f.Add([]byte(`{"Network":"10.0.0.0/8","Backend":{"Type":"wireguard","Mode":"separate","ListenPort":7,"PSK":"` + pskText + `"}}`))
+	f.Add([]byte(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","Prefer":["wireguard","direct"],"Encrypt":"always","ListenPortV6":9}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		config, err := Parse(data)
 		if err != nil {
@@ -229,6 +317,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
+		checkBackend(t, config)
 		if len(config.Families) == 0 || len(config.Families) > 2 {
 			t.Fatalf("%d families", len(config.Families))
 		}
@@ -243,4 +332,27 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// checkBackend holds for every configuration that is accepted.
+func checkBackend(t *testing.T, config Config) {
+	t.Helper()
+	b := config.Backend
+	if b.PSK != (tunnel.SecretKey{}) && strings.Contains(fmt.Sprintf("%v %+v %#v", b, b, b), b.PSK.Text()) {
+		t.Fatal("the secret is printed")
+	}
+	for i, encap := range b.Prefer {
+		if slices.Contains(b.Prefer[:i], encap) {
+			t.Fatalf("%s is preferred twice", encap)
+		}
+	}
+	if b.ListenPorts[0] == 0 || b.ListenPorts[1] == 0 || b.Prefer != nil && len(b.Prefer) == 0 {
+		t.Fatalf("have %+v", b)
+	}
+	if b.Encrypt == control.EncryptAlways && (b.Type == HostGW || b.Prefer != nil && !slices.Contains(b.Prefer, tunnel.EncapWireGuard)) {
+		t.Fatalf("nothing could be encrypted: %+v", b)
+	}
+	if !slices.Contains([]control.Encrypt{control.EncryptNever, control.EncryptGuests, control.EncryptAlways}, b.Encrypt) {
+		t.Fatalf("encrypt %q", b.Encrypt)
+	}
 }

@@ -37,7 +37,7 @@ func (b *builder) admit(leases []control.Lease) []*host {
 
 // judge returns a host with the legs of its lease that are good by themselves.
 func (b *builder) judge(l control.Lease) *host {
-	h := &host{name: l.Host, offers: l.Offers, reasons: slices.Clone(l.Problems)}
+	h := newHost(l)
 	if len(l.Legs) > 0 && !strings.EqualFold(l.Backend, b.policy.Backend) {
 		h.reasons = append(h.reasons, fmt.Sprintf("publishes backend %q, the network uses %q", l.Backend, b.policy.Backend))
 		return h
@@ -65,7 +65,13 @@ func (b *builder) judge(l control.Lease) *host {
 				h.reject(f, reason)
 				continue
 			}
-			h.legs = append(h.legs, &leg{Leg: published, host: h, side: s})
+			good := &leg{Leg: published, host: h, side: s}
+			good.keys, good.wireGuardPort = b.wireGuard(l.Offers.WireGuard, published, f)
+			if b.policy.Backend == backendWireGuard && good.keys == (tunnel.WireGuardKeys{}) {
+				h.reject(f, "publishes no WireGuard key")
+				continue
+			}
+			h.legs = append(h.legs, good)
 		}
 	}
 	for _, s := range b.sides {
@@ -147,7 +153,7 @@ type vtep struct {
 // every host of the cluster, and takes the other's leg away with a reason. The
 // narrower subnet goes first, then the lexically smaller name: so a claim on
 // half the network silences nobody, and none silences more than one host by its
-// subnet and one by its MAC. The own lease takes part like any other. Only
+// subnet, one by its MAC and one by each of its WireGuard keys. The own lease takes part like any other. Only
 // after that this host keeps what it owns, whatever the others think.
 func (b *builder) settle(s *side, hosts []*host) {
 	legs := b.contenders(s, hosts)
@@ -178,7 +184,7 @@ func (b *builder) settle(s *side, hosts []*host) {
 		if l.PublicIP == s.local || l.PublicIP == s.own.PublicIP {
 			l.host.reject(s.family, fmt.Sprintf("public address %v is this host's own: one of the two must publish another", l.PublicIP))
 			l.host.drop(l)
-		} else if what := b.clash(s.own, l); what != "" {
+		} else if what := b.clash(s, l); what != "" {
 			b.lose(l, b.self.Host, what)
 		}
 	}
@@ -191,7 +197,9 @@ func (b *builder) contenders(s *side, hosts []*host) []*leg {
 	if reason := b.check(s, s.own); reason != "" {
 		b.problem(b.self.Host, fmt.Sprintf("%s: other hosts will refuse the own lease: %s", s.family, reason))
 	} else {
-		legs = append(legs, &leg{Leg: s.own, host: &host{name: b.self.Host}, side: s})
+		own := newHost(b.self.Lease)
+		own.name = b.self.Host
+		legs = append(legs, &leg{Leg: s.own, host: own, side: s, keys: s.keys})
 	}
 	for _, h := range hosts {
 		for _, l := range h.legs {
@@ -221,16 +229,21 @@ func (b *builder) conflict(c *claims, l *leg) (winner, what string) {
 	if v, taken := c.vteps[l.MAC]; taken && b.disputed(v.addr, l) {
 		return v.host, fmt.Sprintf("VTEP MAC %v", l.MAC)
 	}
-	return "", ""
+	return b.keyConflict(l)
 }
 
-// clash returns what of l is the own leg's.
-func (b *builder) clash(own control.Leg, l *leg) (what string) {
+// clash returns what of l is this host's own.
+func (b *builder) clash(s *side, l *leg) (what string) {
 	switch {
-	case own.Subnet.Overlaps(l.Subnet):
+	case s.own.Subnet.Overlaps(l.Subnet):
 		return fmt.Sprintf("subnet %v", l.Subnet)
-	case own.MAC == l.MAC && b.disputed(own.PublicIP, l):
+	case s.own.MAC == l.MAC && b.disputed(s.own.PublicIP, l):
 		return fmt.Sprintf("VTEP MAC %v", l.MAC)
+	}
+	for _, k := range l.keys {
+		if k != (tunnel.PublicKey{}) && slices.Contains(s.keys[:], k) {
+			return fmt.Sprintf("WireGuard key %v", k)
+		}
 	}
 	return ""
 }
@@ -257,6 +270,11 @@ func (b *builder) take(c *claims, l *leg) {
 	}
 	if _, taken := c.vteps[l.MAC]; !taken {
 		c.vteps[l.MAC] = vtep{l.host.name, l.PublicIP}
+	}
+	for _, k := range l.keys {
+		if _, taken := b.keys[k]; !taken && k != (tunnel.PublicKey{}) {
+			b.keys[k] = l.host
+		}
 	}
 	if first, taken := c.outer[l.PublicIP]; taken {
 		b.problem(l.host.name, fmt.Sprintf("public address %v is also that of host %q: at most one of them can be reached there", l.PublicIP, first))

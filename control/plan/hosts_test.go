@@ -60,6 +60,7 @@ func TestPlanWays(t *testing.T) {
 				w.self.Underlay.OnLink = []netip.Prefix{prefix("192.168.0.0/16"), prefix("192.168.7.0/24"), prefix("192.0.0.0/8")}
 			}),
 			want: control.Way{Endpoint: netip.MustParseAddrPort("192.168.7.2:0"), Encap: tunnel.EncapDirect, Engine: tunnel.EngineKernel, MTU: 1500,
+				Others: []control.Option{{Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), Encap: tunnel.EncapVXLAN, Engine: tunnel.EngineUserspace, MTU: 1450}},
 				Reason: "192.168.7.2 is on-link on eth0 (192.168.7.0/24)", Objects: []tunnel.Key{route4}},
 		},
 		{
@@ -82,7 +83,7 @@ func TestPlanWays(t *testing.T) {
 				w.self.Underlay.OnLink = []netip.Prefix{prefix("192.168.7.0/24")}
 			}),
 			want: control.Way{Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), Encap: tunnel.EncapVXLAN, Engine: tunnel.EngineUserspace, MTU: 1450,
-				Reason: "a host without a device routes nothing directly"},
+				Reason: "this host has no device and routes nothing directly"},
 		},
 		{
 			name:  "direct is not possible",
@@ -145,9 +146,9 @@ func TestPlanForTheUserspaceEngine(t *testing.T) {
 		w.snapshot.Leases = []control.Lease{lease("z", direct), lease("b", peer4, peer6)}
 	}).plan()
 	wantPeers := []tunnel.Peer{
-		{Name: "b", Prefixes: []netip.Prefix{peer4.Subnet}, Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), MAC: peer4.MAC, VNI: 1, MTU: 1450},
-		{Name: "b", Prefixes: []netip.Prefix{peer6.Subnet}, Endpoint: netip.MustParseAddrPort("[fd77::2]:8472"), MAC: peer6.MAC, VNI: 1, MTU: 1430},
-		{Name: "z", Prefixes: []netip.Prefix{prefix("10.244.200.0/24")}, Endpoint: netip.MustParseAddrPort("10.1.1.1:8472"), MAC: mac("02:00:00:00:00:01"), VNI: 1, MTU: 1450},
+		{Name: "b", Prefixes: []netip.Prefix{peer4.Subnet}, Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), Encap: tunnel.EncapVXLAN, MAC: peer4.MAC, VNI: 1, MTU: 1450},
+		{Name: "b", Prefixes: []netip.Prefix{peer6.Subnet}, Endpoint: netip.MustParseAddrPort("[fd77::2]:8472"), Encap: tunnel.EncapVXLAN, MAC: peer6.MAC, VNI: 1, MTU: 1430},
+		{Name: "z", Prefixes: []netip.Prefix{prefix("10.244.200.0/24")}, Endpoint: netip.MustParseAddrPort("10.1.1.1:8472"), Encap: tunnel.EncapVXLAN, MAC: mac("02:00:00:00:00:01"), VNI: 1, MTU: 1450},
 	}
 	if !reflect.DeepEqual(got.Peers, wantPeers) {
 		t.Errorf("peers:\n%s\nwant:\n%s", lines(got.Peers), lines(wantPeers))
@@ -272,7 +273,7 @@ func TestPlanOwnProblems(t *testing.T) {
 		{"MTU too small for IPv6", func(w *world) { w.self.Underlay.MTU = 1280 },
 			control.Problem{Source: "a", Reason: "IPv6: an outer MTU of 1280 leaves 1210 bytes and IPv6 needs 1280: raise the MTU of eth0, or Backend.MTU"}, 1},
 		{"unknown backend", func(w *world) { w.policy.Backend = "udp" },
-			control.Problem{Source: "a", Reason: `IPv4: backend "udp" is not known: set Backend.Type to vxlan or host-gw`}, 0},
+			control.Problem{Source: "a", Reason: `IPv4: backend "udp" is not known: set Backend.Type to vxlan, host-gw or wireguard`}, 0},
 		{"host-gw behind a NAT", func(w *world) {
 			w.policy.Backend = "host-gw"
 			w.snapshot.Leases[1].Backend = "host-gw"

@@ -18,8 +18,9 @@ import (
 
 // The backends a policy may name.
 const (
-	backendVXLAN  = "vxlan"
-	backendHostGW = "host-gw"
+	backendVXLAN     = "vxlan"
+	backendHostGW    = "host-gw"
+	backendWireGuard = "wireguard"
 )
 
 // Plan returns everything that should be true on this host, which is to reach
@@ -29,7 +30,7 @@ const (
 // The arguments are not changed and nothing of them is shared with the result
 // but strings.
 func Plan(snapshot control.Snapshot, self control.Self, policy control.Policy) control.Plan {
-	b := &builder{self: self, policy: policy}
+	b := &builder{self: self, policy: policy, order: preference(policy), keys: map[tunnel.PublicKey]*host{}}
 	b.plan.Complete = snapshot.Complete
 	b.plan.Problems = slices.Clone(snapshot.Problems)
 	for _, reason := range self.Lease.Problems {
@@ -54,7 +55,10 @@ func Plan(snapshot control.Snapshot, self control.Self, policy control.Policy) c
 type builder struct {
 	self   control.Self
 	policy control.Policy
-	sides  []*side // one per network of the policy, IPv4 first
+	order  []tunnel.Encap // what pairs are tried with, the best first
+	sides  []*side        // one per network of the policy, IPv4 first
+	// keys are the WireGuard keys of the hosts judged so far. They are of no family.
+	keys map[tunnel.PublicKey]*host
 	// objects is Plan.Objects to be, unsorted.
 	objects []keyed
 	plan    control.Plan
@@ -75,17 +79,34 @@ type side struct {
 	own     control.Leg
 	local   netip.Addr // own underlay address
 	outer   int        // largest outer packet
-	mtu     int        // largest inner packet
+	mtu     int        // largest inner packet of pods
 	off     string     // why this host cannot use the family; empty if it can
-	base    []keyed    // what every way of the family through a device stands on
+	// vxlan: this host terminates VXLAN. keys: those by which it does WireGuard.
+	vxlan bool
+	keys  tunnel.WireGuardKeys
+	// base is what every way by an encapsulation stands on.
+	base map[tunnel.Encap][]keyed
 }
 
 // host is another host while it is being judged.
 type host struct {
 	name    string
 	offers  control.Offers
-	legs    []*leg // usable so far, IPv4 first
+	guest   bool
+	addrs   [len(traits)]netip.Addr // public, as published
+	legs    []*leg                  // usable so far, IPv4 first
 	reasons []string
+}
+
+// newHost returns a host with nothing that is usable yet.
+func newHost(l control.Lease) *host {
+	h := &host{name: l.Host, offers: l.Offers, guest: l.Guest, reasons: slices.Clone(l.Problems)}
+	for _, published := range l.Legs {
+		if published.PublicIP.IsValid() {
+			h.addrs[familyOf(published.PublicIP)] = published.PublicIP
+		}
+	}
+	return h
 }
 
 // leg is one family of another host.
@@ -93,6 +114,11 @@ type leg struct {
 	control.Leg
 	host *host
 	side *side
+	// keys and wireGuardPort are how the host does WireGuard, if it does; rival is
+	// another host at the same address that has one of the keys.
+	keys          tunnel.WireGuardKeys
+	wireGuardPort uint16
+	rival         string
 }
 
 // family is an address family. Everything that differs between the two is in
@@ -105,13 +131,16 @@ const (
 )
 
 var traits = [...]struct {
-	name     string
-	overhead int    // VXLAN bytes around an inner packet: outer IP, UDP, VXLAN, Ethernet
-	minMTU   int    // RFC 791, RFC 8200
-	device   string // kernel VXLAN device, before the VNI; flannel's names
+	name      string
+	vxlan     int    // bytes around an inner packet: outer IP, UDP, VXLAN, Ethernet
+	wireGuard int    // the same: outer IP, UDP, header and tag of WireGuard
+	minMTU    int    // RFC 791, RFC 8200
+	device    string // kernel VXLAN device, before the VNI; flannel's names
+	guarded   string // kernel WireGuard device; flannel's names
+	port      uint16 // of WireGuard, where none is given; flannel's defaults
 }{
-	ipv4: {"IPv4", 20 + 8 + 8 + 14, 68, "flannel."},
-	ipv6: {"IPv6", 40 + 8 + 8 + 14, 1280, "flannel-v6."},
+	ipv4: {"IPv4", 20 + 8 + 8 + 14, 20 + 8 + 16 + 16, 68, "flannel.", "flannel-wg", 51820},
+	ipv6: {"IPv6", 40 + 8 + 8 + 14, 40 + 8 + 16 + 16, 1280, "flannel-v6.", "flannel-wg-v6", 51821},
 }
 
 func familyOf(addr netip.Addr) family {
@@ -193,17 +222,19 @@ func (b *builder) equip(s *side, outer int) string {
 		return fmt.Sprintf("%s has no %s address: give it one, or choose another interface with --iface", b.self.Underlay.Link, s.family)
 	}
 	s.local = b.self.Underlay.Addrs[j]
-	s.outer, s.mtu = outer, outer
-	if b.policy.Backend == backendVXLAN {
-		s.mtu -= traits[s.family].overhead
-	}
+	s.outer = outer
+	s.vxlan = b.policy.Backend == backendVXLAN && !b.self.Lease.Offers.VXLAN.Off && slices.Contains(b.order, tunnel.EncapVXLAN)
+	s.keys, _ = b.wireGuard(b.self.Lease.Offers.WireGuard, s.own, s.family)
+	s.mtu = b.inner(s, b.podEncap(s))
 	switch {
-	case b.policy.Backend != backendVXLAN && b.policy.Backend != backendHostGW:
-		return fmt.Sprintf("backend %q is not known: set Backend.Type to vxlan or host-gw", b.policy.Backend)
+	case !slices.Contains([]string{backendVXLAN, backendHostGW, backendWireGuard}, b.policy.Backend):
+		return fmt.Sprintf("backend %q is not known: set Backend.Type to vxlan, host-gw or wireguard", b.policy.Backend)
 	case !within(s.own.Subnet, s.network):
 		return fmt.Sprintf("own subnet %v is outside the network %v: change Network or this host's subnet", s.own.Subnet, s.network)
 	case b.policy.Backend == backendVXLAN && s.own.MAC == (tunnel.MAC{}):
 		return "own lease has no VTEP MAC"
+	case b.policy.Backend == backendWireGuard && s.keys == (tunnel.WireGuardKeys{}):
+		return "own lease has no WireGuard key"
 	case b.policy.Backend == backendHostGW && s.own.PublicIP != s.local:
 		return fmt.Sprintf("public address %v is not %s's own %v: host-gw does not work behind a NAT, use vxlan", s.own.PublicIP, b.self.Underlay.Link, s.local)
 	case s.network.Contains(s.local):

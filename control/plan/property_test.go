@@ -80,14 +80,52 @@ func randomLease(pick picker, host string, backend string) control.Lease {
 		l.Legs = append(l.Legs, randomLeg(pick, ipv4))
 	}
 	l.Offers.VXLAN.RemoteChecksum = pick(2) == 0
+	l.Offers.VXLAN.Off, l.Offers.NoDirect, l.Guest = pick(8) == 0, pick(8) == 0, pick(5) == 0
+	if pick(2) == 0 {
+		l.Offers.WireGuard = randomOffer(pick)
+	}
+	for i := range l.Legs {
+		if backend == "wireguard" && pick(10) > 0 {
+			l.Legs[i].Key, l.Legs[i].Port = randomKey(pick), one[uint16](pick, 0, 51820)
+		}
+	}
 	return l
+}
+
+// randomKey draws from few keys, the own one of golden's host among them.
+func randomKey(pick picker) tunnel.PublicKey { return keyOfHost(fmt.Sprint("h", pick(40))) }
+
+func randomOffer(pick picker) control.WireGuardOffer {
+	offer := control.WireGuardOffer{Keys: tunnel.WireGuardKeys{randomKey(pick)}, Ports: [2]uint16{51820, 51821}}
+	switch pick(6) {
+	case 0:
+		offer.Ports[pick(2)] = 0
+	case 1:
+		offer.Keys[0] = keyOfHost("a")
+	case 2, 3:
+		offer.Keys[1] = keyOfHost(fmt.Sprint("next", pick(40)))
+	}
+	return offer
+}
+
+// randomPolicy is any order of any encapsulations, whether or not a network's
+// configuration could say so.
+func randomPolicy(pick picker, policy *control.Policy) {
+	policy.Encrypt = one(pick, control.EncryptNever, control.EncryptGuests, control.EncryptAlways, "")
+	if pick(2) == 0 {
+		return
+	}
+	all := []tunnel.Encap{tunnel.EncapDirect, tunnel.EncapVXLAN, tunnel.EncapWireGuard}
+	swap(pick, all)
+	policy.Prefer = all[:1+pick(3)]
 }
 
 // randomWorld is a host of any kind in a random network.
 func randomWorld(pick picker) world {
 	w := golden()
 	w.self.Engine = one(pick, tunnel.EngineKernel, tunnel.EngineUserspace)
-	w.policy.Backend = one(pick, "vxlan", "vxlan", "vxlan", "host-gw")
+	w.policy.Backend = one(pick, "vxlan", "vxlan", "vxlan", "host-gw", "wireguard")
+	randomPolicy(pick, &w.policy)
 	w.policy.Direct = pick(3) == 0
 	w.policy.Masquerade, w.policy.Blackhole = pick(2) == 0, pick(2) == 0
 	w.policy.MTU = one(pick, 0, 0, 0, 1400, 9000, 1300)
@@ -99,6 +137,16 @@ func randomWorld(pick picker) world {
 	case 2:
 		w.self.Underlay.Addrs = w.self.Underlay.Addrs[:1]
 	}
+	w.self.Lease.Backend = w.policy.Backend
+	w.self.Lease.Guest, w.self.Lease.Offers.VXLAN.Off = pick(6) == 0, pick(10) == 0
+	if w.policy.Backend == "wireguard" {
+		w = w.with(flannelKeys)
+	}
+	if pick(3) > 0 {
+		w.self.Lease.Offers.WireGuard = wireGuardOffer("a")
+		w.self.WireGuard = one(pick, tunnel.EngineKernel, tunnel.EngineUserspace, tunnel.EngineUserspace)
+	}
+	w.self.Failed = randomFailures(pick)
 	w.snapshot.Leases = []control.Lease{w.self.Lease}
 	for i := range pick(14) {
 		w.snapshot.Leases = append(w.snapshot.Leases, randomLease(pick, fmt.Sprintf("h%02d", i), w.policy.Backend))
@@ -107,6 +155,15 @@ func randomWorld(pick picker) world {
 		w.snapshot.Problems = append(w.snapshot.Problems, control.Problem{Source: one(pick, "a", "h00", "z"), Reason: one(pick, "junk", "no lease")})
 	}
 	return w
+}
+
+func randomFailures(pick picker) map[control.WayID]string {
+	failed := map[control.WayID]string{}
+	for range pick(6) {
+		encap := one(pick, tunnel.EncapDirect, tunnel.EncapVXLAN, tunnel.EncapWireGuard)
+		failed[control.WayID{Host: fmt.Sprintf("h%02d", pick(14)), Is4: pick(2) == 0, Encap: encap}] = "no answer"
+	}
+	return failed
 }
 
 func (w world) shuffled(pick picker) world {
@@ -150,6 +207,7 @@ func checkPlan(t *testing.T, w world, pick picker) control.Plan {
 	checkObjects(t, w, got)
 	checkHosts(t, w, got)
 	checkOffers(t, w, got)
+	checkSealed(t, w, got)
 	checkHarmless(t, w, got, pick)
 	return got
 }
@@ -181,11 +239,15 @@ func checkObjects(t *testing.T, w world, got control.Plan) {
 		}
 		owned = append(owned, r.Prefix)
 	}
-	ways, peers := 0, 0
+	ways, peers, deviceless := 0, 0, w.self.Device == ""
 	for _, h := range got.Hosts {
 		for _, way := range h.Ways {
 			ways++
-			if way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace {
+			known := way.Engine == tunnel.EngineUserspace
+			for _, o := range way.Others {
+				known = known || o.Engine == tunnel.EngineUserspace
+			}
+			if known {
 				peers++
 			}
 			for _, k := range way.Objects {
@@ -193,15 +255,19 @@ func checkObjects(t *testing.T, w world, got control.Plan) {
 					t.Fatalf("a way to %s needs %v, which is not in the plan", h.Host, k)
 				}
 			}
-			if !slices.Contains(way.Objects, tunnel.Route{Prefix: way.Subnet}.Key()) {
+			if !deviceless && !slices.Contains(way.Objects, tunnel.Route{Prefix: way.Subnet}.Key()) {
 				t.Fatalf("a way to %s has no route: %v", h.Host, way.Objects)
 			}
-			if way.Reason == "" || way.MTU < traits[familyOf(way.Subnet.Addr())].minMTU || got.MTU > way.MTU {
+			if way.Reason == "" || way.MTU < traits[familyOf(way.Subnet.Addr())].minMTU ||
+				got.MTU > way.MTU && way.Encap != tunnel.EncapWireGuard && w.policy.Backend != "host-gw" {
 				t.Fatalf("a way to %s: reason %q, MTU %d of %d", h.Host, way.Reason, way.MTU, got.MTU)
 			}
 		}
 	}
-	if routes != ways || peers != len(got.Peers) {
+	if deviceless && len(got.Objects) > 0 {
+		t.Fatalf("a host without a device has %v", got.Objects)
+	}
+	if !deviceless && routes != ways || peers != len(got.Peers) {
 		t.Fatalf("%d routes for %d ways, %d peers for %d of the engine", routes, ways, len(got.Peers), peers)
 	}
 }
@@ -250,18 +316,70 @@ func checkOffers(t *testing.T, w world, got control.Plan) {
 	for _, l := range w.snapshot.Leases {
 		offered[l.Host] = l.Offers.VXLAN.RemoteChecksum
 	}
-	for _, p := range got.Peers {
-		if p.RemoteChecksum != offered[p.Name] {
-			t.Fatalf("peer %+v, which offers remote checksums: %t", p, offered[p.Name])
-		}
-	}
+	used := map[netip.Prefix]bool{}
 	for _, h := range got.Hosts {
 		for _, way := range h.Ways {
+			used[way.Subnet] = way.RemoteChecksum
 			usable := way.Encap == tunnel.EncapVXLAN && way.Engine == tunnel.EngineUserspace
 			if way.RemoteChecksum != (usable && offered[h.Host]) {
 				t.Fatalf("a way to %s: %+v, offered: %t", h.Host, way, offered[h.Host])
 			}
 		}
+	}
+	for _, p := range got.Peers {
+		if p.RemoteChecksum != used[p.Prefixes[0]] {
+			t.Fatalf("peer %+v, which is left its checksums: %t", p, used[p.Prefixes[0]])
+		}
+	}
+}
+
+// checkSealed holds that a way that has to be encrypted has nothing beside it,
+// that guests' ways are encrypted where both can, and that a network that is
+// always encrypted has nothing else at all.
+func checkSealed(t *testing.T, w world, got control.Plan) {
+	t.Helper()
+	sealed := map[netip.Prefix]bool{}
+	for _, h := range got.Hosts {
+		for _, way := range h.Ways {
+			sealed[way.Subnet] = way.Sealed
+			if way.Sealed && (way.Encap != tunnel.EncapWireGuard || way.Others != nil) {
+				t.Fatalf("a sealed way to %s: %+v", h.Host, way)
+			}
+			if w.policy.Encrypt == control.EncryptAlways && !way.Sealed {
+				t.Fatalf("a way to %s in clear: %+v", h.Host, way)
+			}
+		}
+	}
+	for _, p := range got.Peers {
+		if p.Sealed != sealed[p.Prefixes[0]] || p.Sealed && (p.Encap != tunnel.EncapWireGuard || p.MAC != tunnel.MAC{}) {
+			t.Fatalf("peer %+v, sealed: %t", p, sealed[p.Prefixes[0]])
+		}
+		if p.Encap == tunnel.EncapWireGuard && p.Keys[0] == (tunnel.PublicKey{}) {
+			t.Fatalf("peer without a key: %+v", p)
+		}
+	}
+	if w.policy.Encrypt != control.EncryptAlways {
+		return
+	}
+	for _, l := range got.Locals {
+		if l.MAC != (tunnel.MAC{}) {
+			t.Fatalf("VXLAN is let in: %+v", l)
+		}
+	}
+	for _, object := range got.Objects {
+		switch o := object.(type) {
+		case tunnel.Link:
+			if o.Type != tunnel.LinkVXLAN {
+				continue
+			}
+		case tunnel.Route:
+			if !o.Via.IsValid() {
+				continue
+			}
+		case tunnel.Address, tunnel.Firewall, tunnel.WireGuardPeer:
+			continue
+		}
+		t.Fatalf("what is not WireGuard: %+v", object)
 	}
 }
 
@@ -271,8 +389,7 @@ func checkHarmless(t *testing.T, w world, got control.Plan, pick picker) {
 	t.Helper()
 	var idle []control.HostPlan
 	for _, h := range got.Hosts {
-		offLink := slices.ContainsFunc(h.Reasons, func(r string) bool { return strings.Contains(r, "not on-link") })
-		if len(h.Ways) == 0 && !offLink && !touches(w, h) {
+		if len(h.Ways) == 0 && !admitted(h) && !touches(w, h) {
 			idle = append(idle, h)
 		}
 	}
@@ -286,6 +403,16 @@ func checkHarmless(t *testing.T, w world, got control.Plan, pick picker) {
 		len(others) > 0 && !reflect.DeepEqual(without.Hosts, others) {
 		t.Fatalf("%s is refused %q and still changes the plan", h.Host, h.Reasons)
 	}
+}
+
+// admitted says whether a host has no way although its lease was accepted.
+func admitted(h control.HostPlan) bool {
+	return slices.ContainsFunc(h.Reasons, func(r string) bool {
+		return slices.ContainsFunc([]string{
+			"not on-link", "offers no WireGuard", "carries WireGuard", "terminates no VXLAN", "have no VXLAN",
+			"not where its address is", "no device", "is also that of host", " of an outer MTU of ",
+		}, func(part string) bool { return strings.Contains(r, part) })
+	})
 }
 
 // TestPlanProperties walks through random worlds: hosts join, leave and change.
@@ -331,6 +458,9 @@ func TestPlanAgreement(t *testing.T) {
 		other.self.Engine = one(pick, tunnel.EngineKernel, tunnel.EngineUserspace)
 		other.self.Underlay.Addrs = nil
 		other.self.Lease.Legs = nil
+		if other.self.Lease.Offers.WireGuard.Keys[0] != (tunnel.PublicKey{}) {
+			other.self.Lease.Offers.WireGuard = wireGuardOffer("zz")
+		}
 		for i, l := range w.self.Lease.Legs {
 			l.Subnet = one(pick, prefix("10.244.250.0/24"), prefix("10.244.251.0/24"))
 			l.PublicIP = addr("192.168.7.250")
@@ -338,6 +468,9 @@ func TestPlanAgreement(t *testing.T) {
 				l.Subnet, l.PublicIP = prefix("fd00:10:244:250::/64"), addr("fd77::250")
 			}
 			l.MAC[5]++
+			if l.Key != (tunnel.PublicKey{}) {
+				l.Key = keyOfHost("zz")
+			}
 			other.self.Lease.Legs = append(other.self.Lease.Legs, l)
 		}
 		for _, a := range w.self.Underlay.Addrs {
