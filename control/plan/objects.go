@@ -171,7 +171,7 @@ func (b *builder) standBy(l *leg, c choice, way control.Way) {
 			peer.MAC, peer.VNI = l.MAC, b.policy.VNI
 			peer.RemoteChecksum = inUse && way.RemoteChecksum
 		case tunnel.EncapWireGuard:
-			peer.Keys = l.keys
+			peer.Keys, peer.WireGuard = l.keys, o.Endpoint
 			if inUse {
 				peer.Keepalive = b.policy.Keepalive
 			}
