@@ -28,6 +28,8 @@ export WEFT_LAB_BIN := $(BIN)/weft-lab
 export WEFT_KUBE_BIN := $(CACHE)/weft-kube
 export FLANNELD_BIN := $(CACHE)/flannel
 export CNI_PATH := $(CACHE)/cni
+# Debian's kernel, which tests start an emulated machine with.
+export WEFT_GUEST_LINUX := $(CACHE)/linux
 
 .PHONY: help build demo test e2e lint cross fuzz cover bench soak clean cni kube tools
 
@@ -46,7 +48,7 @@ test: build cni ## every test that needs no outside service; it builds, or insta
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) test -race ./...
 
-e2e: tools build cni kube $(FLANNELD_BIN) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld
+e2e: tools build cni kube $(FLANNELD_BIN) $(WEFT_GUEST_LINUX) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld
 	$(GO) test -tags e2e -count=1 -timeout 30m ./bench/cluster ./bench/datapath ./bench/demo ./bench/differential ./bench/e2e ./tunnel/datapath
 
 lint: ## golangci-lint with the chosen linters, and formatting
@@ -97,6 +99,9 @@ $(CNI_PLUGINS):
 $(CACHE)/flannel:
 	@echo "building flanneld $(FLANNEL_VERSION) (once)"
 	@CGO_ENABLED=1 GOBIN=$(CACHE) $(GO) install $(GOFLAGS_BIN) github.com/flannel-io/flannel@$(FLANNEL_VERSION)
+
+$(WEFT_GUEST_LINUX):
+	@bench/e2e/linux.sh $@
 
 kube:
 	@bench/kube/build.sh $(WEFT_KUBE_BIN)

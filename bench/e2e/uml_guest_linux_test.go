@@ -45,6 +45,8 @@ func runGuest() {
 	case os.Getenv(guestPodVar) != "":
 		fmt.Fprintln(os.Stderr, "pod ends:", servePod())
 		os.Exit(1)
+	case os.Getpid() == 1 && os.Getenv(machineVar) != "":
+		runMachine()
 	case os.Getpid() == 1 && os.Getenv(guestVar) != "":
 		fmt.Println("guest ends:", serveGuest())
 		if err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF); err != nil {

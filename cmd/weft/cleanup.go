@@ -19,8 +19,8 @@ func cleanupCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove everything weft has put into the kernel, and nothing else",
-		Long: "Remove everything weft has put into the kernel, and nothing else: the devices flannel.<VNI> and\n" +
-			"flannel-v6.<VNI> with what is on them, routes with weft's protocol number, the nftables tables named\n" +
+		Long: "Remove everything weft has put into the kernel, and nothing else: the devices flannel.<VNI>,\n" +
+			"flannel-v6.<VNI>, flannel-wg and flannel-wg-v6 with what is on them, routes with weft's protocol number, the nftables tables named\n" +
 			"weft, and the subnet file; of a rootless host also the network namespace that weft has made, and with it\n" +
 			"the network of its pods. Leases, Node annotations and CNI configuration stay.",
 		Args: noArgs,

@@ -70,12 +70,15 @@ func (t *deviceTable) verify(name string, index int) {
 
 // isName reports whether a device of this name is ours, if its type is right.
 func (d *Driver) isName(name string) bool {
-	return isVXLANName(name) || name != "" && name == d.tun
+	return isVXLANName(name) || isWireGuardName(name) || name != "" && name == d.tun
 }
 
 // isOurs reports whether a device is ours.
 func (d *Driver) isOurs(link netlink.Link) bool {
 	name := link.Attrs().Name
+	if isWireGuardName(name) {
+		return link.Type() == d.wireguard.kind
+	}
 	switch link.(type) {
 	case *netlink.Vxlan:
 		return isVXLANName(name)

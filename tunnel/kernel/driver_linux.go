@@ -23,14 +23,16 @@ import (
 // Driver makes host objects true in the network namespace it was opened in. It
 // may be used from several goroutines.
 type Driver struct {
-	log     *slog.Logger
-	tun     string
-	netlink *netlink.Handle
-	raw     *nl.SocketHandle // for requests that the library does not make
-	devices *deviceTable
-	sysctl  *os.Root // net.ipv6.conf; nil where the kernel has no IPv6
-	watcher *watch.Watcher
-	closed  atomic.Bool
+	log       *slog.Logger
+	tun       string
+	namespace *os.File // the network namespace
+	netlink   *netlink.Handle
+	raw       *nl.SocketHandle // for requests that the library does not make
+	devices   *deviceTable
+	sysctl    *os.Root // net.ipv6.conf; nil where the kernel has no IPv6
+	wireguard *wireguard
+	watcher   *watch.Watcher
+	closed    atomic.Bool
 
 	mu sync.Mutex
 	// altered are the routes that the last Observe found in a form that a plain
@@ -41,7 +43,7 @@ type Driver struct {
 // Open opens a Driver. It changes nothing and needs no rights; Probe tells
 // whether the rights are there.
 func Open(config Config) (*Driver, error) {
-	d := &Driver{log: config.Logger, tun: config.TUN}
+	d := &Driver{log: config.Logger, tun: config.TUN, wireguard: newWireGuard(config.WireGuard)}
 	if err := d.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("open kernel driver: %w", err), d.Close())
 	}
@@ -49,6 +51,10 @@ func Open(config Config) (*Driver, error) {
 }
 
 func (d *Driver) open() (err error) {
+	if d.namespace, err = os.Open(threadNamespace); err != nil {
+		return err
+	}
+	d.wireguard.connect = connectIn(d.namespace)
 	if d.netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return err
 	}
@@ -81,6 +87,7 @@ func (d *Driver) Close() (err error) {
 	if d.watcher != nil {
 		err = d.watcher.Close()
 	}
+	err = errors.Join(err, d.wireguard.Close())
 	if d.sysctl != nil {
 		err = errors.Join(err, d.sysctl.Close())
 	}
@@ -92,6 +99,9 @@ func (d *Driver) Close() (err error) {
 	}
 	if d.netlink != nil {
 		d.netlink.Close()
+	}
+	if d.namespace != nil {
+		err = errors.Join(err, d.namespace.Close())
 	}
 	return err
 }
@@ -127,6 +137,8 @@ func (d *Driver) Apply(ctx context.Context, want tunnel.Object) error {
 		err = d.applyNeighbor(want)
 	case tunnel.FDBEntry:
 		err = d.applyFDB(want)
+	case tunnel.WireGuardPeer:
+		err = d.applyPeer(want)
 	case tunnel.Route:
 		err = d.applyRoute(want)
 	default:
@@ -153,6 +165,8 @@ func (d *Driver) Delete(ctx context.Context, have tunnel.Object) error {
 		err = d.deleteNeighbor(have)
 	case tunnel.FDBEntry:
 		err = d.deleteFDB(have)
+	case tunnel.WireGuardPeer:
+		err = d.deletePeer(have)
 	case tunnel.Route:
 		err = d.deleteRoute(have)
 	default:

@@ -14,7 +14,7 @@ import (
 type Driver struct{}
 
 func unsupported(verb string) error {
-	return fmt.Errorf("%s kernel driver: %w: kernel VXLAN needs Linux", verb, errors.ErrUnsupported)
+	return fmt.Errorf("%s kernel driver: %w: kernel VXLAN and WireGuard need Linux", verb, errors.ErrUnsupported)
 }
 
 // Open returns an error that wraps errors.ErrUnsupported.
@@ -36,6 +36,17 @@ func (*Driver) Changes() <-chan struct{} { return nil }
 
 // Probe is for Linux.
 func (*Driver) Probe(context.Context) error { return unsupported("probe") }
+
+// ProbeWireGuard is for Linux.
+func (*Driver) ProbeWireGuard(context.Context) error { return unsupported("probe") }
+
+// SetWireGuard is for Linux.
+func (*Driver) SetWireGuard(WireGuard) {}
+
+// WireGuardSessions is for Linux.
+func (*Driver) WireGuardSessions(context.Context) (map[tunnel.Key]WireGuardSession, error) {
+	return nil, unsupported("ask")
+}
 
 // ExistingMAC is for Linux.
 func (*Driver) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {

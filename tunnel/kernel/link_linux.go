@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -21,8 +22,10 @@ func (d *Driver) applyLink(want tunnel.Link) error {
 		return d.applyTUN(want)
 	case tunnel.LinkVXLAN:
 		return d.applyVXLAN(want)
+	case tunnel.LinkWireGuard:
+		return d.applyWireGuard(want)
 	}
-	return fmt.Errorf("type %q: want %q or %q", want.Type, tunnel.LinkVXLAN, tunnel.LinkTUN)
+	return fmt.Errorf("type %q: want %q, %q or %q", want.Type, tunnel.LinkVXLAN, tunnel.LinkWireGuard, tunnel.LinkTUN)
 }
 
 // applyTUN manages the MTU and the up state of the engine's device.
@@ -234,7 +237,7 @@ func (d *Driver) tune(have netlink.Link, want tunnel.Link) error {
 	}
 	err := d.netlink.LinkSetUp(have)
 	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("bring up: %w: another program, or a VXLAN device with other settings, has UDP port %d", err, want.Port)
+		return fmt.Errorf("bring up: %w: another program, or a device with other settings, has UDP port %d", err, want.Port)
 	}
 	if err != nil {
 		return fmt.Errorf("bring up: %w", err)
@@ -248,6 +251,7 @@ func (d *Driver) deleteLink(have tunnel.Link) error {
 	if err != nil || link == nil {
 		return err
 	}
+	d.wireguard.forget(func(key tunnel.Key) bool { return strings.HasPrefix(key.Name, have.Name+" ") })
 	return d.netlink.LinkDel(link)
 }
 

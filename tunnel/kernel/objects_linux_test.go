@@ -3,7 +3,9 @@ package kernel
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-net/weft/tunnel"
 )
@@ -24,6 +26,9 @@ func (h *testHost) plantForeign() {
 		"ip route add 10.244.1.0/24 via 192.168.7.3 dev eth0 table 100",
 		"ip -6 route add fd99::/64 via fd77::3 dev eth0", "ip -6 route add blackhole fd98::/64",
 	)
+	for !strings.Contains(h.run("ip link show flannel0"), "LOWERLAYERDOWN") { // which the kernel notes later
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // lifecycle is what is done by hand to one object.

@@ -15,10 +15,10 @@ import (
 
 // Observe lists every object of ours. What exists in another form than Apply
 // gives it (a link that is down, a route with a foreign metric) is listed with
-// an MTU that no want has, so that it never compares equal.
+// an MTU (a peer with a keepalive) that no want has, so that it never compares equal.
 func (d *Driver) Observe(ctx context.Context) (map[tunnel.Key]tunnel.Object, error) {
 	o := observation{driver: d, objects: make(map[tunnel.Key]tunnel.Object), altered: make(map[tunnel.Key]bool)}
-	for _, list := range []func() error{o.links, o.addresses, o.neighbors, o.fdb, o.routes} {
+	for _, list := range []func() error{o.links, o.wireguard, o.addresses, o.neighbors, o.fdb, o.routes} {
 		err := d.ready(ctx)
 		if err == nil {
 			err = list()
@@ -42,7 +42,7 @@ type observation struct {
 	altered map[tunnel.Key]bool
 }
 
-// notAsWanted is the MTU of an object that exists in another form than ours.
+// notAsWanted is the MTU, or keepalive, of an object that exists in another form than ours.
 const notAsWanted = -1
 
 func (o *observation) links() error {
@@ -66,6 +66,9 @@ func (o *observation) links() error {
 			have = linkOf(vxlan, o.names[vxlan.VtepDevIndex])
 			intact = intact && !isFlawed(vxlan) &&
 				(!o.driver.acceptsRouters(have.Name) || !o.driver.canRefuseRouters(have.Name))
+		}
+		if isWireGuardName(have.Name) {
+			have.Type = tunnel.LinkWireGuard
 		}
 		if !intact {
 			have.MTU = notAsWanted

@@ -9,11 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The device that Probe makes for a moment. Nobody else should have its VNI.
+// The devices that the probes make for a moment. Nobody else should have the VNI.
 const (
-	probeName = "weft-probe"
-	probeVNI  = 1<<24 - 2
-	probePort = 46237
+	probeName          = "weft-probe"
+	probeVNI           = 1<<24 - 2
+	probePort          = 46237
+	probeWireGuardName = "weft-probe-wg"
 )
 
 // Probe tells whether this kernel and these rights make VXLAN devices, by
@@ -22,7 +23,11 @@ func (d *Driver) Probe(ctx context.Context) error {
 	if err := d.ready(ctx); err != nil {
 		return fmt.Errorf("probe kernel: %w", err)
 	}
-	if err := d.removeProbe(); err != nil { // left by a process that was killed
+	isProbe := func(link netlink.Link) bool {
+		vxlan, ok := link.(*netlink.Vxlan)
+		return ok && vxlan.VxlanId == probeVNI
+	}
+	if err := d.removeProbe(probeName, isProbe); err != nil { // left by a process that was killed
 		return err
 	}
 	probe := &netlink.Vxlan{LinkAttrs: netlink.NewLinkAttrs(), VxlanId: probeVNI, Port: probePort}
@@ -34,23 +39,43 @@ func (d *Driver) Probe(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("kernel: RTM_NEWLINK vxlan: %w", explainRights(err))
 	}
-	return d.removeProbe()
+	return d.removeProbe(probeName, isProbe)
 }
 
-// removeProbe deletes Probe's device if it is there.
-func (d *Driver) removeProbe() error {
-	link, err := d.netlink.LinkByName(probeName)
+// ProbeWireGuard is Probe for WireGuard devices, which must also let themselves
+// be read.
+func (d *Driver) ProbeWireGuard(ctx context.Context) error {
+	if err := d.ready(ctx); err != nil {
+		return fmt.Errorf("probe kernel: %w", err)
+	}
+	isProbe := func(link netlink.Link) bool { return link.Type() == d.wireguard.kind }
+	if err := d.removeProbe(probeWireGuardName, isProbe); err != nil {
+		return err
+	}
+	if err := d.netlink.LinkAdd(d.wireguard.newLink(probeWireGuardName)); err != nil {
+		return explainRights(d.wireguard.explainCreate(err))
+	}
+	_, err := d.wireguard.device(probeWireGuardName)
 	if err != nil {
-		if err := asAbsent(probeName, err); !errors.Is(err, unix.ENODEV) {
+		err = fmt.Errorf("kernel: %w", explainRights(err))
+	}
+	return errors.Join(err, d.removeProbe(probeWireGuardName, isProbe))
+}
+
+// removeProbe deletes a probe's device if it is there.
+func (d *Driver) removeProbe(name string, isProbe func(netlink.Link) bool) error {
+	link, err := d.netlink.LinkByName(name)
+	if err != nil {
+		if err := asAbsent(name, err); !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("kernel: RTM_GETLINK: %w", err)
 		}
 		return nil
 	}
-	if vxlan, ok := link.(*netlink.Vxlan); !ok || vxlan.VxlanId != probeVNI {
+	if !isProbe(link) {
 		return squatterError(link)
 	}
 	if err := d.netlink.LinkDel(link); err != nil && !isAbsent(err) {
-		return fmt.Errorf("kernel: RTM_DELLINK %s: %w", probeName, explainRights(err))
+		return fmt.Errorf("kernel: RTM_DELLINK %s: %w", name, explainRights(err))
 	}
 	return nil
 }
