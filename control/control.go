@@ -94,6 +94,7 @@ type Recall struct {
 	MACs       []tunnel.MAC // VTEP MACs it has published, per family: index 0 IPv4, 1 IPv6; zero if none
 	InternalIP []netip.Addr // the Node's InternalIP addresses
 	PublicIP   []netip.Addr // addresses the user has set for this host in the lease source (node-public-ip)
+	Overwrite  []netip.Addr // addresses the user has published there instead of this host's own (public-ip-overwrite)
 	// Keys are the WireGuard keys it has published. They tell whether the key file
 	// is still the one that peers know.
 	Keys tunnel.WireGuardKeys

@@ -37,7 +37,7 @@ func newLoopbackHost(number byte, wires *exchange, logger *slog.Logger) *loopbac
 const wireMTU = 1500
 
 // Underlay implements agent.Host.
-func (h *loopbackHost) Underlay(_ context.Context, _ control.Recall, networks []netip.Prefix) (agent.Outer, error) {
+func (h *loopbackHost) Underlay(_ context.Context, _ control.Recall, networks []netip.Prefix, _ []netip.Addr) (agent.Outer, error) {
 	outer := agent.Outer{Underlay: control.Underlay{Link: "loopback", MTU: wireMTU}, Reason: "the demo runs in one process"}
 	for _, network := range networks {
 		for _, addr := range h.outer {

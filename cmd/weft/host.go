@@ -25,8 +25,10 @@ type hostConfig struct {
 }
 
 // Underlay implements agent.Host.
-func (c hostConfig) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (agent.Outer, error) {
-	choice, err := underlay.Find(ctx, c.request(recall, networks))
+func (c hostConfig) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix, inUse []netip.Addr) (agent.Outer, error) {
+	request := c.request(recall, networks)
+	request.InUse = inUse
+	choice, err := underlay.Find(ctx, request)
 	if err != nil {
 		return agent.Outer{}, err
 	}

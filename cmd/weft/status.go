@@ -54,6 +54,9 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 	line("reason", s.Reason)
 	line("subnets", strings.Join(s.Subnets, " "))
 	line("address", strings.Join(s.PublicIPs, " "))
+	if m := s.Moved; m != nil {
+		line("moved", fmt.Sprintf("from %v %s ago (%s)", m.From, now.Sub(m.At).Truncate(time.Second), m.Reason))
+	}
 	if s.Engine != "" {
 		line("engine", fmt.Sprintf("%s (%s)", s.Engine, s.EngineReason))
 		line("device", s.Device)

@@ -26,8 +26,8 @@ type host struct{ hostConfig }
 func newHost(cfg hostConfig) (agent.Host, error) { return host{cfg}, nil }
 
 // Underlay implements agent.Host.
-func (h host) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (agent.Outer, error) {
-	outer, err := h.hostConfig.Underlay(ctx, recall, networks)
+func (h host) Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix, inUse []netip.Addr) (agent.Outer, error) {
+	outer, err := h.hostConfig.Underlay(ctx, recall, networks, inUse)
 	outer.OnLink = nil // no route leads over the underlay here
 	return outer, err
 }

@@ -34,6 +34,12 @@ type Source interface {
 	// Run keeps the own lease and delivers every change, from one goroutine,
 	// until ctx is done or the own lease is lost for good.
 	Run(ctx context.Context, deliver func(control.Snapshot)) error
+	// Move replaces the claim of Acquire, as this host's outer addresses have
+	// changed; Run publishes it. It does not wait.
+	Move(claim control.Claim) error
+	// Recalls has what Recall would return now, when that has changed while Run
+	// runs; nil: it never does.
+	Recalls() <-chan control.Recall
 	// Ready tells the source that this host's peers are programmed.
 	Ready(ctx context.Context) error
 	Close() error
@@ -57,7 +63,8 @@ type Outer struct {
 // Host is what the operating system does for the agent.
 type Host interface {
 	// Underlay chooses the outer device and addresses for the networks' families.
-	Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix) (Outer, error)
+	// Of several that are as good, those inUse stay.
+	Underlay(ctx context.Context, recall control.Recall, networks []netip.Prefix, inUse []netip.Addr) (Outer, error)
 	// UnderlayChanges carries a token when Underlay may answer differently.
 	UnderlayChanges(ctx context.Context) <-chan struct{}
 	// KernelVXLAN says why this host's kernel cannot carry VXLAN; nil if it can.
@@ -191,7 +198,7 @@ func (a *Agent) join(ctx context.Context) error {
 	self.Host = self.Lease.Host
 	a.Status.joined(self, a.policy, reason)
 	a.Logger.Info("lease acquired", "host", self.Host, "legs", legsText(self.Lease.Legs))
-	return a.member(ctx, self, changes)
+	return a.member(ctx, self, &mover{agent: a, changes: changes, claim: claim})
 }
 
 // defaultVXLANPort is what Linux, and so flannel, uses where no port is given.
@@ -215,7 +222,7 @@ func (a *Agent) policyOf(config netconf.Config) control.Policy {
 // waitUnderlay waits for an outer device that fits: DHCP may be late.
 func (a *Agent) waitUnderlay(ctx context.Context, changes <-chan struct{}) (Outer, error) {
 	for {
-		outer, err := a.Host.Underlay(ctx, a.recall, a.policy.Networks)
+		outer, err := a.Host.Underlay(ctx, a.recall, a.policy.Networks, nil)
 		if err == nil {
 			a.Status.waitFor(topicUnderlay, "")
 			a.Logger.Info("underlay chosen", "link", outer.Link, "mtu", outer.MTU, "publish", outer.Public, "reason", outer.Reason)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,47 +19,74 @@ import (
 // if they fail, and hands it the plan's peers.
 type forwarder struct {
 	agent *Agent
-	self  control.Self
 	moved chan<- struct{} // takes a token when working may answer differently
 
 	mu      sync.Mutex
+	self    control.Self
+	reopen  context.CancelFunc // ends what Run is at, which starts over
 	planned control.Plan
 	engine  *engine.Engine // nil while not running
 	workers []engine.Worker
 }
 
 func newForwarder(a *Agent, self control.Self, moved chan<- struct{}) *forwarder {
-	return &forwarder{agent: a, self: self, moved: moved}
+	return &forwarder{agent: a, self: self, moved: moved, reopen: func() {}}
 }
 
 // Run keeps an engine running until ctx is done. The wanted UDP port may be
 // taken for a while by a kernel VXLAN device that is about to be removed.
 func (f *forwarder) Run(ctx context.Context) error {
-	wait := 100 * time.Millisecond
+	const firstWait, lastWait = 100 * time.Millisecond, 5 * time.Second
+	wait := firstWait
 	for {
-		err := f.runOnce(ctx)
+		attempt, want := f.begin(ctx)
+		err := f.runOnce(attempt, want)
 		if ctx.Err() != nil {
 			return nil
 		}
+		if attempt.Err() != nil {
+			wait = firstWait
+			continue // this host has moved
+		}
 		f.agent.Status.waitFor(topicEngine, fmt.Sprintf("userspace engine: %v", err))
 		select {
-		case <-ctx.Done():
-			return nil
+		case <-attempt.Done():
+			wait = firstWait
 		case <-time.After(wait):
+			wait = min(2*wait, lastWait)
 		}
-		wait = min(2*wait, 5*time.Second)
 	}
 }
 
-// runOnce opens everything, runs, and closes everything.
-func (f *forwarder) runOnce(ctx context.Context) error {
+// begin says what is to be opened now. The context ends when that has changed.
+func (f *forwarder) begin(ctx context.Context) (context.Context, Datapath) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.reopen()
+	ctx, f.reopen = context.WithCancel(ctx)
 	want := Datapath{
 		Device: f.self.Device, MTU: plan.Plan(control.Snapshot{}, f.self, f.agent.policy).MTU, Networks: f.agent.policy.Networks,
+		Listen: f.listen(f.self),
 	}
 	for _, leg := range f.self.Lease.Legs {
 		want.Addresses = append(want.Addresses, leg.Subnet.Addr())
-		want.Listen = append(want.Listen, f.listenAddr(leg))
 	}
+	return ctx, want
+}
+
+// setSelf takes over where this host is now. Sockets for other addresses take
+// a new engine.
+func (f *forwarder) setSelf(self control.Self) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !slices.Equal(f.listen(f.self), f.listen(self)) {
+		f.reopen()
+	}
+	f.self = self
+}
+
+// runOnce opens everything, runs, and closes everything.
+func (f *forwarder) runOnce(ctx context.Context, want Datapath) error {
 	workers, err := f.agent.Host.OpenDatapath(want)
 	if err != nil {
 		return err
@@ -160,9 +188,13 @@ func (f *forwarder) PathMTUs() map[netip.Prefix]int {
 	return f.engine.PathMTUs()
 }
 
-// listenAddr is where frames for leg arrive. Peers accept frames only from the
+// listen is where frames for each leg arrive. Peers accept frames only from the
 // address they send to, so what we send must leave from it: the socket is bound
 // to the local outer address, and not to all.
-func (f *forwarder) listenAddr(leg control.Leg) netip.AddrPort {
-	return netip.AddrPortFrom(addrOfFamily(f.self.Underlay.Addrs, leg.Subnet), f.agent.policy.Port)
+func (f *forwarder) listen(self control.Self) []netip.AddrPort {
+	addrs := make([]netip.AddrPort, 0, len(self.Lease.Legs))
+	for _, leg := range self.Lease.Legs {
+		addrs = append(addrs, netip.AddrPortFrom(addrOfFamily(self.Underlay.Addrs, leg.Subnet), f.agent.policy.Port))
+	}
+	return addrs
 }

@@ -37,6 +37,9 @@ type fakeSource struct {
 	snapshots chan control.Snapshot
 	ready     int
 	lost      error
+	moves     []control.Claim
+	refuse    error // of Move
+	recalls   chan control.Recall
 }
 
 func (s *fakeSource) NetConf(context.Context) (netconf.Config, error) {
@@ -66,6 +69,15 @@ func (s *fakeSource) Run(ctx context.Context, deliver func(control.Snapshot)) er
 	}
 }
 
+func (s *fakeSource) Move(claim control.Claim) error {
+	if s.refuse == nil {
+		s.moves = append(s.moves, claim)
+	}
+	return s.refuse
+}
+
+func (s *fakeSource) Recalls() <-chan control.Recall { return s.recalls }
+
 func (s *fakeSource) Ready(context.Context) error { s.ready++; return nil }
 func (s *fakeSource) Close() error                { return nil }
 
@@ -82,6 +94,8 @@ type fakeHost struct {
 	outer   Outer
 	outerOK bool
 	changes chan struct{}
+	opened  []Datapath
+	looks   int
 }
 
 func newFakeHost() *fakeHost {
@@ -92,13 +106,18 @@ func newFakeHost() *fakeHost {
 	}
 }
 
-func (h *fakeHost) Underlay(context.Context, control.Recall, []netip.Prefix) (Outer, error) {
+func (h *fakeHost) Underlay(_ context.Context, recall control.Recall, _ []netip.Prefix, _ []netip.Addr) (Outer, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.looks++
 	if !h.outerOK {
 		return Outer{}, errors.New("no default route")
 	}
-	return h.outer, nil
+	outer := h.outer
+	if len(recall.PublicIP) > 0 {
+		outer.Public = recall.PublicIP
+	}
+	return outer, nil
 }
 func (h *fakeHost) UnderlayChanges(context.Context) <-chan struct{} { return h.changes }
 func (h *fakeHost) KernelVXLAN(context.Context) error               { return h.vxlan }
@@ -112,6 +131,7 @@ func (h *fakeHost) OpenDatapath(want Datapath) ([]engine.Worker, error) {
 	time.Sleep(h.slow)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.opened = append(h.opened, want)
 	if h.engine != nil {
 		return nil, h.engine
 	}
@@ -168,7 +188,7 @@ type rig struct {
 
 func start(t *testing.T, change func(*rig, *Config)) *rig {
 	t.Helper()
-	r := &rig{source: &fakeSource{snapshots: make(chan control.Snapshot)}, host: newFakeHost(), ended: make(chan error, 1)}
+	r := &rig{source: &fakeSource{snapshots: make(chan control.Snapshot), recalls: make(chan control.Recall)}, host: newFakeHost(), ended: make(chan error, 1)}
 	r.env = filepath.Join(t.TempDir(), "subnet.env")
 	logger := slog.New(slog.DiscardHandler)
 	cfg := Config{Node: "a", Source: r.source, Host: r.host, Engine: "auto", Device: "weft0", SubnetFile: r.env,
@@ -307,25 +327,6 @@ func TestWaitingHasAReason(t *testing.T) {
 		r.host.mu.Unlock()
 		if status := r.settle(); status.State != StateProgramming || status.Reason != "" {
 			t.Fatalf("with an underlay again: %+v", status)
-		}
-		r.end(t)
-	})
-}
-
-func TestUnderlayMTUIsFollowed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := start(t, nil)
-		r.source.snapshots <- control.Snapshot{Complete: true}
-		r.settle()
-		r.host.mu.Lock()
-		r.host.outer.MTU = 1400
-		r.host.mu.Unlock()
-		r.host.changes <- struct{}{}
-		if status := r.settle(); status.MTU != 1350 {
-			t.Errorf("inner MTU %d after the underlay's became 1400, want 1350", status.MTU)
-		}
-		if env, _ := os.ReadFile(r.env); !strings.Contains(string(env), "FLANNEL_MTU=1350\n") {
-			t.Errorf("subnet.env: %q", env)
 		}
 		r.end(t)
 	})

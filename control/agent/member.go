@@ -22,7 +22,7 @@ type keeper struct {
 }
 
 // member keeps this host what the leases say it should be.
-func (a *Agent) member(ctx context.Context, self control.Self, underlay <-chan struct{}) error {
+func (a *Agent) member(ctx context.Context, self control.Self, mover *mover) error {
 	moved := make(chan struct{}, 1) // some item's status changed
 	keepers, err := a.keepers()
 	if err != nil {
@@ -46,7 +46,7 @@ func (a *Agent) member(ctx context.Context, self control.Self, underlay <-chan s
 	if self.Engine == tunnel.EngineUserspace {
 		group.Go(func() error { return engine.Run(ctx) })
 	}
-	group.Go(func() error { return a.steer(ctx, self, keepers, engine, underlay, moved) })
+	group.Go(func() error { return a.steer(ctx, self, keepers, engine, mover, moved) })
 	return group.Wait()
 }
 
@@ -79,9 +79,10 @@ func (a *Agent) keepers() ([]keeper, error) {
 	return keepers, nil
 }
 
-// steer turns every snapshot and every change of the underlay into a plan, and
+// steer turns every snapshot and every move of this host into a plan, and
 // every step of progress into status.
-func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, engine *forwarder, underlay, moved <-chan struct{}) error {
+func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, engine *forwarder, mover *mover, moved <-chan struct{}) error {
+	underlay := calm(ctx, mover.changes)
 	var snapshot control.Snapshot
 	var planned control.Plan
 	known, ready := false, false
@@ -93,10 +94,15 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 		case snapshot = <-a.snapshot.ch:
 			known, replan = true, true
 		case <-underlay:
-			replan = a.observeUnderlay(ctx, &self) && known
+			replan = mover.look(ctx, &self)
+		case a.recall = <-a.Source.Recalls():
+			replan = mover.look(ctx, &self)
 		case <-moved:
 		}
 		if replan {
+			engine.setSelf(self)
+		}
+		if replan && known {
 			planned = plan.Plan(snapshot, self, a.policy)
 			engine.setPlan(planned)
 			for _, k := range keepers {
@@ -115,25 +121,6 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 			}
 		}
 	}
-}
-
-// observeUnderlay follows the outer device's MTU and on-link prefixes. Its
-// addresses are part of the lease and stay.
-func (a *Agent) observeUnderlay(ctx context.Context, self *control.Self) (changed bool) {
-	outer, err := a.Host.Underlay(ctx, a.recall, a.policy.Networks)
-	if err != nil {
-		a.Logger.Warn("underlay is unclear, keeping what is known", "err", err)
-		return false
-	}
-	if outer.Link != self.Underlay.Link {
-		return false
-	}
-	changed = outer.MTU != self.Underlay.MTU || fmt.Sprint(outer.OnLink) != fmt.Sprint(self.Underlay.OnLink)
-	if changed {
-		a.Logger.Info("underlay changed", "link", outer.Link, "mtu", outer.MTU, "on_link", fmt.Sprint(outer.OnLink))
-		self.Underlay.MTU, self.Underlay.OnLink = outer.MTU, outer.OnLink
-	}
-	return changed
 }
 
 // becomeReady writes subnet.env, which lets pods start, and tells the lease

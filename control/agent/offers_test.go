@@ -33,7 +33,7 @@ func TestOffersAreTheEngines(t *testing.T) {
 		a := quietAgent()
 		a.Device = test.device
 		a.Host, a.policy = newFakeHost(), control.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}, Backend: test.backend, VNI: 1, KeepChecksums: test.keep}
-		outer, err := a.Host.Underlay(t.Context(), control.Recall{}, nil)
+		outer, err := a.Host.Underlay(t.Context(), control.Recall{}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

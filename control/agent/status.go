@@ -34,6 +34,7 @@ type Status struct {
 	Encap        string            `json:"encap,omitempty"`
 	Subnets      []string          `json:"subnets"`
 	PublicIPs    []string          `json:"public_ips"`
+	Moved        *Move             `json:"moved,omitempty"` // the last one; none since the start: nil
 	MTU          int               `json:"mtu,omitempty"`
 	Since        time.Time         `json:"since"`
 	Peers        []PeerStatus      `json:"peers"`
@@ -42,6 +43,14 @@ type Status struct {
 	Failures     []ItemFailure     `json:"failures"`
 	Offloads     []string          `json:"offloads,omitempty"` // what the userspace engine has to do without, and why
 	Counters     map[string]uint64 `json:"counters,omitempty"` // of the userspace engine
+}
+
+// Move is a change of the addresses that peers are told to send to.
+type Move struct {
+	From   []netip.Addr `json:"from"`
+	To     []netip.Addr `json:"to"`
+	Reason string       `json:"reason"`
+	At     time.Time    `json:"at"`
 }
 
 // PeerStatus is one other host.
@@ -191,9 +200,25 @@ func (t *Tracker) joined(self control.Self, policy control.Policy, engineReason 
 	}
 	for _, leg := range self.Lease.Legs {
 		s.Subnets = append(s.Subnets, leg.Subnet.String())
-		s.PublicIPs = append(s.PublicIPs, leg.PublicIP.String())
 	}
+	s.PublicIPs = texts(publicIPs(self.Lease.Legs))
 	t.setState(StateProgramming)
+}
+
+// moved records that peers are told other addresses.
+func (t *Tracker) moved(from, to []netip.Addr, reason string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.status.PublicIPs = texts(to)
+	t.status.Moved = &Move{From: from, To: to, Reason: reason, At: t.now()}
+}
+
+func texts(addrs []netip.Addr) []string {
+	all := make([]string, 0, len(addrs))
+	for _, addr := range addrs {
+		all = append(all, addr.String())
+	}
+	return all
 }
 
 func (t *Tracker) setEngine(engine engineCounters) {

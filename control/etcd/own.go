@@ -24,6 +24,7 @@ type holding struct {
 	key     string // absolute
 	subnets []netip.Prefix
 	publics []netip.Addr
+	leaving []netip.Addr // published before, by a lease that is to be rewritten
 	value   []byte
 	changed int64 // revision of our last write, or of one that is as good
 
@@ -48,13 +49,13 @@ func (s *Source) settle(ctx context.Context, t *table) error {
 		if subnet := s.takenAway(t); subnet.IsValid() {
 			return fmt.Errorf("%w: %s expired or was deleted, and %s has been leased to another host since; restart this host's agent to get another subnet", ErrLost, s.own.key, subnet)
 		}
-	case e.publishedBy(s.own.publics) > 0:
+	case e.publishedBy(slices.Concat(s.own.publics, s.own.leaving)) > 0:
 		s.adopt(e)
 	case e.problem == "" && len(e.value.PublicIPs()) > 0:
 		return fmt.Errorf("%w: %s now belongs to %s; remove that key, or restart this host's agent to get another subnet", ErrLost, e.key, e.value.PublicIPs()[0])
 	}
 	if e != nil && bytes.Equal(e.raw, s.own.value) {
-		s.own.due = time.Time{}
+		s.own.due, s.own.leaving = time.Time{}, nil
 		s.waiting("")
 		return nil
 	}
@@ -113,6 +114,10 @@ func (s *Source) putRight(ctx context.Context, t *table, e *entry) error {
 		return err
 	}
 	s.own = &fresh
+	if len(fresh.leaving) > 0 {
+		s.cfg.Logger.Info("own lease was rewritten for this host's new addresses", "key", fresh.key, "addresses", fresh.publics)
+		return nil
+	}
 	s.cfg.Logger.Warn("own lease was deleted, had expired or was changed, and was put right", "key", fresh.key, "gone", e == nil)
 	return nil
 }

@@ -30,6 +30,11 @@ func (s *Source) Run(ctx context.Context, deliver func(control.Snapshot)) error 
 		if err != nil {
 			return fmt.Errorf("follow leases: %w", err)
 		}
+		select {
+		case m := <-s.moves:
+			s.depart(m)
+		default:
+		}
 		heard := false
 		reason := s.settle(ctx, t)
 		if reason == nil {
@@ -87,6 +92,9 @@ func (s *Source) follow(ctx context.Context, t *table, deliver func(control.Snap
 			if settled == nil && len(response.Events) > 0 {
 				settled = time.After(settleTime)
 			}
+		case m := <-s.moves:
+			s.depart(m)
+			return true, errors.New("this host's addresses have changed")
 		case <-settled:
 			settled = nil
 			deliver(t.snapshot())

@@ -72,7 +72,7 @@ const (
 )
 
 // Source is one host's view of the leases in etcd. NetConf comes first, then
-// Recall and Acquire, then Run; only Ready and Close may be called meanwhile.
+// Recall and Acquire, then Run; only Move, Ready and Close may be called meanwhile.
 type Source struct {
 	cfg     Config
 	client  clientv3.Config
@@ -82,6 +82,7 @@ type Source struct {
 	dir     string // where the leases of this network are, relative to Prefix
 	reason  string // last told to cfg.Waiting
 	own     *holding
+	moves   chan move // the latest only
 
 	mu   sync.Mutex
 	conn *clientv3.Client
@@ -119,7 +120,7 @@ func New(cfg Config) (*Source, error) {
 		cfg.Logger.Warn("etcd is spoken to in clear, certificates are not used; make the endpoints https:// to change that")
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Source{cfg: cfg, ctx: ctx, cancel: cancel, client: clientv3.Config{
+	return &Source{cfg: cfg, ctx: ctx, cancel: cancel, moves: make(chan move, 1), client: clientv3.Config{
 		Endpoints: cfg.Endpoints, TLS: tlsConfig, Username: cfg.Username, Password: cfg.Password,
 		Context: ctx, DialTimeout: requestTimeout,
 		// A connection that died in silence is noticed within half a minute.

@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -43,6 +45,8 @@ type fakeServer struct {
 	failPatch  int  // so many patches are refused
 	hideAll    bool // lists hold nothing
 	connection int  // of the watches; a change cuts those that are open
+
+	accepted atomic.Int64 // connections
 }
 
 type fakeEvent struct {
@@ -60,7 +64,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods/{name}", f.getPod)
 	mux.HandleFunc("GET /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}", f.getLease)
 	mux.HandleFunc("PUT /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}", f.putLease)
-	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if f.isDown() {
 			panic(http.ErrAbortHandler)
 		}
@@ -74,6 +78,12 @@ func newFakeServer(t *testing.T) *fakeServer {
 		}
 		mux.ServeHTTP(w, r)
 	}))
+	f.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			f.accepted.Add(1)
+		}
+	}
+	f.Start()
 	t.Cleanup(func() {
 		f.change(func() { f.connection++ })
 		f.Close()

@@ -23,6 +23,7 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/util/connrotation"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/lease"
@@ -69,11 +70,16 @@ type Source struct {
 	nodes  *nodes
 	wake   chan struct{} // a token: the own Node may need a patch
 	hold   hold          // of a guest
+	// recalls holds what the user has changed on the own Node, the latest only.
+	recalls chan control.Recall
+	// connections are all that lead to the API server.
+	connections *connrotation.Dialer
 
 	mu       sync.Mutex
 	networks []netip.Prefix // from net-conf.json; nil before NetConf
 	name     string         // of the own Node; empty while unknown
 	own      own
+	recalled control.Recall // as last told
 	reasons  [topics]string
 }
 
@@ -104,7 +110,9 @@ func New(cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{cfg: cfg, prefix: prefix, name: cfg.NodeName, wake: make(chan struct{}, 1)}
+	s := &Source{cfg: cfg, prefix: prefix, name: cfg.NodeName, wake: make(chan struct{}, 1), recalls: make(chan control.Recall, 1)}
+	s.connections = connrotation.NewDialer((&net.Dialer{Timeout: requestTimeout, KeepAlive: requestTimeout}).DialContext)
+	config.Dial = s.connections.DialContext
 	if cfg.Invite != nil {
 		s.hold.identity, s.hold.invite = cfg.Machine+"/"+strings.ToLower(crand.Text()[:8]), *cfg.Invite
 		config.BearerToken = ""
@@ -192,6 +200,7 @@ const (
 	topicWatch
 	topicNodes
 	topicOwn
+	topicRecall
 	topicServices
 	topicHold
 	topics
@@ -309,5 +318,8 @@ func (s *Source) Recall(ctx context.Context) (control.Recall, error) {
 		recall, err = recallOf(node, s.prefix)
 		return err
 	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.recalled = recall
 	return recall, err
 }

@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
@@ -37,7 +38,10 @@ func (s *Source) Run(ctx context.Context, deliver func(control.Snapshot)) error 
 	reflector := cache.NewReflectorWithOptions(&cache.ListWatch{
 		ListWithContextFunc:  s.list,
 		WatchFuncWithContext: s.watch,
-	}, &corev1.Node{}, s.nodes, cache.ReflectorOptions{Name: "nodes"})
+	}, &corev1.Node{}, s.nodes, cache.ReflectorOptions{
+		Name:    "nodes",
+		Backoff: &wait.Backoff{Duration: firstRetry, Factor: 2, Jitter: 0.5, Cap: lastRetry, Steps: 10},
+	})
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
@@ -174,6 +178,16 @@ func (n *nodes) ownNode() (node *corev1.Node, known bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.own, n.whole
+}
+
+// repaired takes over what the API server has made of the own Node, unless there
+// was news meanwhile: the watch may be about to be opened anew.
+func (n *nodes) repaired(before, after *corev1.Node) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.own == before {
+		n.put(after)
+	}
 }
 
 // snapshot is every lease at the moment now, without those of guests whose
@@ -314,6 +328,11 @@ func (n *nodes) trim(node *corev1.Node) *corev1.Node {
 	for name, value := range node.Annotations {
 		if strings.HasPrefix(name, string(n.prefix)) {
 			trimmed.Annotations[name] = value
+		}
+	}
+	for _, address := range node.Status.Addresses {
+		if address.Type == corev1.NodeInternalIP {
+			trimmed.Status.Addresses = append(trimmed.Status.Addresses, address)
 		}
 	}
 	for _, condition := range node.Status.Conditions {

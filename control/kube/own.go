@@ -37,7 +37,10 @@ func recallOf(node *corev1.Node, prefix lease.Prefix) (control.Recall, error) {
 	if err != nil {
 		return control.Recall{}, fmt.Errorf("Node %s: %w", node.Name, err)
 	}
-	recall := control.Recall{Host: node.Name, MACs: lease.NodeMACs(node.Annotations, prefix), Keys: lease.NodeKeys(node.Annotations, prefix), PublicIP: public}
+	recall := control.Recall{
+		Host: node.Name, MACs: lease.NodeMACs(node.Annotations, prefix), Keys: lease.NodeKeys(node.Annotations, prefix),
+		PublicIP: public, Overwrite: overwritesOf(node, prefix),
+	}
 	for _, address := range node.Status.Addresses {
 		if address.Type != corev1.NodeInternalIP {
 			continue
@@ -277,6 +280,7 @@ const (
 func (s *Source) keepOwn(ctx context.Context) error {
 	var gap time.Duration
 	var last time.Time
+	var before wish
 	for {
 		select {
 		case <-ctx.Done():
@@ -303,10 +307,21 @@ func (s *Source) keepOwn(ctx context.Context) error {
 		if err := s.checkSubnets(want, node); err != nil {
 			return err
 		}
-		if _, names, err := missing(want, node, s.prefix); err == nil && len(names) == 0 {
+		_, names, err := missing(want, node, s.prefix)
+		if err != nil {
+			s.waiting(topicOwn, err.Error()) // the user's to mend, which pokes
+			continue
+		}
+		s.tellRecall(node)
+		if len(names) == 0 {
 			s.waiting(topicOwn, "")
 			continue
 		}
+		now := s.wish(want, node)
+		if now != before {
+			gap = 0 // this is no quarrel
+		}
+		before = now
 		if gap > 0 && time.Since(last) < repairPeace {
 			if err := pause(ctx, gap); err != nil {
 				return err
@@ -343,8 +358,9 @@ func (s *Source) repairNow(ctx context.Context) {
 		return
 	}
 	err := once(ctx, func(ctx context.Context) error {
-		_, names, err := s.repair(ctx, s.wanted(), node)
+		repaired, names, err := s.repair(ctx, s.wanted(), node)
 		if err == nil && len(names) > 0 {
+			s.nodes.repaired(node, repaired)
 			s.cfg.Logger.Info("set on the own Node", "node", node.Name, "names", names)
 		}
 		return err

@@ -34,6 +34,9 @@ type Request struct {
 	// is bound as well where it is an address of this host. At most one per family.
 	PublicIPs   []netip.Addr
 	InternalIPs []netip.Addr // of the Node
+	// InUse are the addresses chosen before. Among those of one interface they
+	// stay chosen while they are fit: others may come and go beside them.
+	InUse []netip.Addr
 	// Families are those that must have an address, IPv4 first.
 	Families []Family
 }
@@ -254,13 +257,16 @@ func (c candidate) choice(request Request, facts Facts) (Choice, error) {
 }
 
 // address returns the link's best address of a family; where the Node's
-// InternalIP led here, its addresses are better than others.
+// InternalIP led here, its addresses are better than others, and those in use
+// come next.
 func (c candidate) address(f Family, request Request) (netip.Addr, bool) {
+	preferred := request.InUse
 	if c.local.IsValid() && slices.Contains(request.InternalIPs, c.local) {
-		for _, addr := range request.InternalIPs {
-			if f.has(addr) && c.link.usable(addr) {
-				return addr, true
-			}
+		preferred = slices.Concat(request.InternalIPs, request.InUse)
+	}
+	for _, addr := range preferred {
+		if f.has(addr) && c.link.usable(addr) {
+			return addr, true
 		}
 	}
 	best := c.link.best(f)

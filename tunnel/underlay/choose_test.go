@@ -96,6 +96,21 @@ func TestChoose(t *testing.T) {
 			f.Links[1].Addrs = append(f.Links[1].Addrs, Addr{Prefix: netip.MustParsePrefix("fd77::50/64")})
 			return f
 		}, at(eth0, "the Node's InternalIP fd77::50", ips("192.168.7.50", "fd77::50"), nil)},
+		{"the address in use, though another is better", Request{Families: both, InUse: ips("192.168.7.50", "fd77::1")}, func() Facts {
+			f := office()
+			f.Links[1].Addrs = append(fixed("192.168.7.3/24", "fd77::3/64"), f.Links[1].Addrs...)
+			return f
+		}, at(eth0, "default route", ips("192.168.7.50", "fd77::1"), nil)},
+		{"the address in use is gone", Request{Families: v4, InUse: ips("192.168.7.9")}, office, at(eth0, "default route", ips("192.168.7.1"), nil)},
+		{"the address in use is of an interface that was left", Request{Families: v4, InUse: ips("10.1.0.5")}, office,
+			at(eth0, "default route", ips("192.168.7.1"), nil)},
+		{"the address in use is not to be used any more", Request{Families: []Family{IPv6}, InUse: ips("fd77::50")}, func() Facts {
+			f := office()
+			f.Links[1].Addrs = append(f.Links[1].Addrs, Addr{Prefix: netip.MustParsePrefix("fd77::50/64"), Deprecated: true})
+			return f
+		}, at(eth0, "default route", ips("fd77::1"), nil)},
+		{"InternalIP before the address in use", Request{Families: v4, InternalIPs: ips("192.168.7.50"), InUse: ips("192.168.7.1")}, office,
+			at(eth0, "the Node's InternalIP 192.168.7.50", ips("192.168.7.50"), nil)},
 		{"InternalIP of another host", Request{Families: v4, InternalIPs: ips("10.9.9.9")}, office, at(eth0, "default route", ips("192.168.7.1"), nil)},
 		{"public IP before InternalIP", Request{Families: v4, PublicIPs: ips("10.1.0.5"), InternalIPs: ips("192.168.7.1")}, office,
 			at(eth1, "public IP 10.1.0.5", ips("10.1.0.5"), nil)},

@@ -144,8 +144,9 @@ func (f Facts) onLink(link string) []netip.Prefix {
 	return slices.Compact(prefixes)
 }
 
-// lookInterval is how often something may have changed where nobody tells.
-const lookInterval = 10 * time.Second
+// lookInterval is how often something may have changed where nobody tells. To
+// look costs less than to be out of reach of all peers for longer.
+const lookInterval = time.Second
 
 // tick is a Watch that knows nothing.
 func tick(ctx context.Context) <-chan struct{} {
