@@ -10,7 +10,25 @@ import (
 // that a reader finds the old file or the new one and a crash leaves one of
 // them whole. The directory is made with mode 0755 where it is missing; the
 // umask counts for neither.
-func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
+func WriteFile(path string, data []byte, mode os.FileMode) error {
+	return putFile(path, data, mode, os.Rename)
+}
+
+// CreateFile is WriteFile for a file that is not there yet. Of several that make
+// it at once one succeeds; the error of the others wraps fs.ErrExist. The file
+// system must have hard links.
+func CreateFile(path string, data []byte, mode os.FileMode) error {
+	return putFile(path, data, mode, func(temp, path string) error {
+		if err := os.Link(temp, path); err != nil {
+			return err
+		}
+		_ = os.Remove(temp) // the file is in place, whatever becomes of its other name
+		return nil
+	})
+}
+
+// putFile writes a temporary file beside path, flushes it, and puts it in place.
+func putFile(path string, data []byte, mode os.FileMode, place func(temp, path string) error) (err error) {
 	dir := filepath.Dir(path)
 	if err := makeDir(dir); err != nil {
 		return err
@@ -37,7 +55,7 @@ func WriteFile(path string, data []byte, mode os.FileMode) (err error) {
 	if err = temp.Close(); err != nil {
 		return err
 	}
-	if err = os.Rename(temp.Name(), path); err != nil {
+	if err = place(temp.Name(), path); err != nil {
 		return err
 	}
 	syncDir(dir)

@@ -178,6 +178,39 @@ func TestWriteFileFails(t *testing.T) {
 	}
 }
 
+// Of many that make a file at once, one does, and nobody replaces it.
+func TestCreateFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "dir", "file")
+	const writers = 16
+	errs := make(chan error, writers)
+	for i := range writers {
+		go func() { errs <- CreateFile(path, []byte(fmt.Sprint(i)), 0o600) }()
+	}
+	made := 0
+	for range writers {
+		switch err := <-errs; {
+		case err == nil:
+			made++
+		case !errors.Is(err, fs.ErrExist):
+			t.Error(err)
+		}
+	}
+	before, err := os.ReadFile(path)
+	if made != 1 || err != nil {
+		t.Fatalf("%d writers made the file: %v", made, err)
+	}
+	if err := CreateFile(path, []byte("more"), 0o600); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("have %v", err)
+	}
+	if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
+		t.Errorf("%q became %q", before, after)
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left behind: %v, %v", entries, err)
+	}
+}
+
 func FuzzSubnetEnv(f *testing.F) {
 	f.Add([]byte(dualText))
 	f.Add([]byte("FLANNEL_NETWORK='10.1.0.0/16,10.2.0.0/16' # two\nFLANNEL_SUBNET=10.1.1.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=0"))
