@@ -17,9 +17,8 @@ type move struct {
 }
 
 // Move replaces the claim of Acquire, as this host's outer addresses have
-// changed. It does not wait: Run publishes it. Connections that were made
-// before may be dead without anybody being told, so the one there is is made
-// anew.
+// changed. It does not wait: Run publishes it. A connection that was made before
+// may be dead without anybody being told, so it is made anew.
 func (s *Source) Move(claim control.Claim) error {
 	value, err := lease.FormatValue(claim)
 	if err == nil {

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -46,7 +45,7 @@ type fakeServer struct {
 	hideAll    bool // lists hold nothing
 	connection int  // of the watches; a change cuts those that are open
 
-	accepted atomic.Int64 // connections
+	closed int // connections
 }
 
 type fakeEvent struct {
@@ -79,8 +78,8 @@ func newFakeServer(t *testing.T) *fakeServer {
 		mux.ServeHTTP(w, r)
 	}))
 	f.Config.ConnState = func(_ net.Conn, state http.ConnState) {
-		if state == http.StateNew {
-			f.accepted.Add(1)
+		if state == http.StateClosed {
+			f.change(func() { f.closed++ })
 		}
 	}
 	f.Start()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -68,8 +69,31 @@ func overwritesOf(node *corev1.Node, prefix lease.Prefix) (addrs []netip.Addr) {
 	return addrs
 }
 
-// wish tells apart what is wanted of the own Node at two times. That something
-// is missing because another thing is wanted is nobody's doing.
+// How often the own Node is repaired when something keeps changing it.
+const (
+	firstRepairGap = time.Second
+	lastRepairGap  = 30 * time.Second
+	repairPeace    = time.Minute // without a repair, after which the next is immediate
+)
+
+// pace spaces out the repairs of what somebody breaks again and again.
+type pace struct {
+	before wish
+	gap    time.Duration
+	last   time.Time
+}
+
+// next is how long to wait with a repair. What is missing because another thing
+// is wanted is nobody's doing, and is not waited with.
+func (p *pace) next(now time.Time, wanted wish) (wait time.Duration) {
+	if wanted == p.before && now.Sub(p.last) < repairPeace {
+		wait = p.gap
+	}
+	*p = pace{before: wanted, gap: min(max(2*wait, firstRepairGap), lastRepairGap), last: now.Add(wait)}
+	return wait
+}
+
+// wish tells apart what is wanted of the own Node at two times.
 type wish struct {
 	claim      *control.Claim
 	overwrites [len(overwriteNames)]string

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -51,7 +52,9 @@ func TestMoveRepublishes(t *testing.T) {
 func TestMoveMakesConnectionsAnew(t *testing.T) {
 	f := newFakeServer(t)
 	s, _, feed := holding(t, f)
-	before := f.accepted.Load()
+	f.mu.Lock()
+	before := f.closed
+	f.mu.Unlock()
 	claim, want := elsewhere("192.168.7.91")
 	if err := s.Move(claim); err != nil {
 		t.Fatal(err)
@@ -59,8 +62,33 @@ func TestMoveMakesConnectionsAnew(t *testing.T) {
 	feed.await(t, want)
 	f.set(newPeer("b", 2)) // seen by a watch that has been opened anew
 	feed.await(t, peerLease("b", 2), want)
-	if f.accepted.Load() == before {
-		t.Error("the old connections are still used")
+	f.await(t, "the end of the old connections", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.closed > before
+	})
+}
+
+// TestPace: a quarrel about the own Node is slowed down, a new wish is not.
+func TestPace(t *testing.T) {
+	var p pace
+	first, second := wish{claim: new(control.Claim)}, wish{claim: new(control.Claim), overwrites: [2]string{"203.0.113.9"}}
+	now := time.Now()
+	for i, step := range []struct {
+		after time.Duration
+		wish  wish
+		want  time.Duration
+	}{
+		{0, first, 0}, {0, first, time.Second}, {0, first, 2 * time.Second}, {0, second, 0}, {0, second, time.Second},
+		{0, first, 0}, {0, first, time.Second}, {repairPeace, first, 0}, {0, first, time.Second}, {0, first, 2 * time.Second},
+		{0, first, 4 * time.Second}, {0, first, 8 * time.Second}, {0, first, 16 * time.Second}, {0, first, lastRepairGap}, {0, first, lastRepairGap},
+	} {
+		now = now.Add(step.after)
+		wait := p.next(now, step.wish)
+		if wait != step.want {
+			t.Errorf("step %d waits for %v, want %v", i, wait, step.want)
+		}
+		now = now.Add(wait)
 	}
 }
 

@@ -268,19 +268,10 @@ func conditionOf(node *corev1.Node, kind corev1.NodeConditionType) corev1.NodeCo
 // errSubnetLost ends Run: whatever has the old subnet must start over.
 var errSubnetLost = errors.New("start again to take the new subnet")
 
-// How often the own Node is repaired when something keeps changing it.
-const (
-	firstRepairGap = time.Second
-	lastRepairGap  = 30 * time.Second
-	repairPeace    = time.Minute // without a repair, after which the next is immediate
-)
-
 // keepOwn keeps the own Node what is wanted until ctx is done or the Node has
 // another subnet.
 func (s *Source) keepOwn(ctx context.Context) error {
-	var gap time.Duration
-	var last time.Time
-	var before wish
+	var pace pace
 	for {
 		select {
 		case <-ctx.Done():
@@ -317,19 +308,9 @@ func (s *Source) keepOwn(ctx context.Context) error {
 			s.waiting(topicOwn, "")
 			continue
 		}
-		now := s.wish(want, node)
-		if now != before {
-			gap = 0 // this is no quarrel
+		if err := pause(ctx, pace.next(time.Now(), s.wish(want, node))); err != nil {
+			return err
 		}
-		before = now
-		if gap > 0 && time.Since(last) < repairPeace {
-			if err := pause(ctx, gap); err != nil {
-				return err
-			}
-		} else {
-			gap = 0
-		}
-		gap, last = min(max(2*gap, firstRepairGap), lastRepairGap), time.Now()
 		s.repairNow(ctx)
 	}
 }
