@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel"
 )
 
 func prefix(text string) netip.Prefix { return netip.MustParsePrefix(text) }
@@ -303,12 +304,17 @@ func TestBug5EnableIPv6(t *testing.T) {
 // Bug 15 of flannel: in etcd mode the MAC is not remembered.
 func TestBug15Recall(t *testing.T) {
 	st := network(t, netDual)
-	st.acquire(st.source(st.config()), claim(1, "4", "6"))
+	mine := claim(1, "4", "6")
+	mine.Offers.WireGuard = control.WireGuardOffer{Keys: tunnel.WireGuardKeys{{7}, {8}}, Ports: [2]uint16{51820, 51821}}
+	st.acquire(st.source(st.config()), mine)
 	cfg := st.config()
 	cfg.PublicIPs = []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("2001:db8::1")}
 	have, err := st.source(cfg).Recall(t.Context())
 	if err != nil || len(have.MACs) != 2 || have.MACs[0] != claim(1, "4").Legs[0].MAC || have.MACs[1] != claim(1, "6").Legs[0].MAC {
 		t.Errorf("have %v, %v", have, err)
+	}
+	if have.Keys != mine.Offers.WireGuard.Keys {
+		t.Errorf("have keys %v, want %v", have.Keys, mine.Offers.WireGuard.Keys)
 	}
 	cfg.PublicIPs = cfg.PublicIPs[:1]
 	if have, err := st.source(cfg).Recall(t.Context()); err != nil || have.MACs != nil {

@@ -292,7 +292,7 @@ func (s *Source) awaitChange(ctx context.Context, key string, revision int64) bo
 	return ok && response.Err() == nil
 }
 
-// Recall returns the VTEP MACs in the lease of this host, if there is one: an
+// Recall returns the MACs and keys in the lease of this host, if there is one: an
 // address of Config.PublicIPs has published it. It waits while etcd is out of
 // reach.
 func (s *Source) Recall(ctx context.Context) (control.Recall, error) {

@@ -211,6 +211,7 @@ func TestRecall(t *testing.T) {
 		f.edit("own", func(n *corev1.Node) {
 			n.Annotations["flannel.alpha.coreos.com/node-public-ip"] = "203.0.113.7"
 			delete(n.Annotations, "flannel.alpha.coreos.com/backend-v6-data")
+			n.Annotations["flannel.alpha.coreos.com/weft-offers"] = `{"version":1,"wireguard":{"key":"` + tunnel.PublicKey{7}.String() + `","port":51820}}`
 		})
 	})
 	recall, err := s.Recall(t.Context())
@@ -225,6 +226,9 @@ func TestRecall(t *testing.T) {
 	}
 	if want := []netip.Addr{netip.MustParseAddr("203.0.113.7")}; !slices.Equal(recall.PublicIP, want) {
 		t.Errorf("public IPs are %v, want %v", recall.PublicIP, want)
+	}
+	if want := (tunnel.WireGuardKeys{{7}}); recall.Keys != want {
+		t.Errorf("keys are %v, want %v", recall.Keys, want)
 	}
 }
 
