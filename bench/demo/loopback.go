@@ -59,6 +59,12 @@ var errSolo = fmt.Errorf("a host in this process has no kernel of its own: %w", 
 // KernelVXLAN implements agent.Host.
 func (h *loopbackHost) KernelVXLAN(context.Context) error { return errSolo }
 
+// KernelWireGuard implements agent.Host.
+func (h *loopbackHost) KernelWireGuard(context.Context) error { return errSolo }
+
+// UsableTUN implements agent.Host.
+func (h *loopbackHost) UsableTUN() error { return errSolo }
+
 // ExistingMAC implements agent.Host.
 func (h *loopbackHost) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {
 	return tunnel.MAC{}, false, nil

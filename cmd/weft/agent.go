@@ -49,6 +49,7 @@ type options struct {
 	offload                                 map[string]string
 	logFormat, logLevel                     string
 	rootless                                rootless
+	wireGuard                               wireGuardOptions
 	netstack                                netstackOptions
 	invited
 }
@@ -86,6 +87,7 @@ func (o *options) register(f *pflag.FlagSet) {
 		"tso, uso: TCP and UDP super-packets of the TUN; gso, gro: runs of datagrams sent and received;\n"+
 		"checksum: inner checksums left to peers. on: though the kernel's version or a probe speaks against it")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
+	o.wireGuard.register(f)
 	o.registerRootless(f)
 	o.netstack.register(f)
 	o.registerInvite(f)
@@ -182,9 +184,12 @@ func runAgent(ctx context.Context, o options) error {
 	cfg := agent.Config{
 		Node: o.node, Version: version(), Source: source, Host: host, Engine: o.engine, Device: tunName,
 		Masquerade: o.ipMasq, RandomFully: !o.masqRandomOff, ForwardRules: o.forwardRules, Blackhole: o.blackhole,
-		KeepChecksums: keepChecksums, NoDirect: inner != nil,
+		KeepChecksums: keepChecksums, NoDirect: inner != nil, NoVXLAN: !o.wireGuard.vxlan,
 		SubnetFile: o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
 		Status: status, Logger: logger,
+	}
+	if cfg.WireGuard, err = o.wireGuard.config(); err != nil {
+		return err
 	}
 	if o.healthPort != 0 {
 		cfg.Health = net.JoinHostPort(o.healthIP, strconv.Itoa(o.healthPort))

@@ -1,7 +1,10 @@
-//go:build !darwin && !freebsd
+//go:build !darwin && !freebsd && !windows
 
 package main
 
-// volatileDir is where the system's programs keep what goes with a restart. On
-// Windows it is part of a pipe's name.
-const volatileDir = "/run"
+// volatileDir is where the system's programs keep what goes with a restart, and
+// persistentDir what outlives one.
+const (
+	volatileDir   = "/run"
+	persistentDir = "/var/lib"
+)

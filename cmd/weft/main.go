@@ -66,7 +66,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), forwardCommand(), exposeCommand(), pingCommand(), execCommand(), versionCommand())
+	root.AddCommand(agentCommand(), statusCommand(), cleanupCommand(), cniCommand(), netnsCommand(), forwardCommand(), exposeCommand(), pingCommand(), execCommand(), keyCommand(), versionCommand())
 	root.AddCommand(inviteCommand(), invitesCommand(), revokeCommand())
 	root.AddCommand(serviceCommand(systemServices()))
 	return root

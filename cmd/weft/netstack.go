@@ -244,7 +244,7 @@ func (h netstackHost) OpenDatapath(want agent.Datapath) ([]engine.Worker, error)
 	if err != nil {
 		return nil, err
 	}
-	workers, err := datapath.OpenAround(stack, datapath.Config{Listen: want.Listen, Offloads: h.config.Offloads, Logger: h.config.Logger})
+	workers, err := datapath.OpenAround(stack, datapath.Config{Listen: want.Listen, WireGuard: want.WireGuard, Offloads: h.config.Offloads, Logger: h.config.Logger})
 	if err != nil {
 		return nil, errors.Join(err, stack.Close())
 	}

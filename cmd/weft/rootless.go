@@ -63,7 +63,9 @@ func (o *options) enterRootless(ctx context.Context, logger *slog.Logger) (*user
 	if err := usableTUN(); err != nil {
 		return nil, fmt.Errorf("rootless: %w: %w", errNoTUN, err)
 	}
-	return nil, o.rootless.enter(ctx, o.runDir, []string{"--socket=" + o.socket, "--subnet-file=" + o.subnetFile}, logger)
+	return nil, o.rootless.enter(ctx, o.runDir, []string{
+		"--socket=" + o.socket, "--subnet-file=" + o.subnetFile, "--state-dir=" + o.wireGuard.stateDir,
+	}, logger)
 }
 
 // enterAgain is the same for what comes after the agent, and makes no

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -61,6 +62,9 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 		line("engine", fmt.Sprintf("%s (%s)", s.Engine, s.EngineReason))
 		line("device", s.Device)
 		line("encap", fmt.Sprintf("%s, MTU %d", s.Encap, s.MTU))
+		if g := s.WireGuard; g != nil {
+			line("wireguard", fmt.Sprintf("%s (%s)", cmp.Or(g.Engine, "none"), g.Reason))
+		}
 		line("objects", fmt.Sprintf("%d in place, %d pending, %d failed", s.Items.Done, s.Items.Pending, s.Items.Failed))
 	}
 	for _, why := range s.Offloads {

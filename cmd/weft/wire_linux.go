@@ -12,6 +12,7 @@ import (
 	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/guard"
 	"github.com/weft-net/weft/tunnel/kernel"
+	"github.com/weft-net/weft/tunnel/tundev"
 )
 
 // host is Linux as the agent sees it.
@@ -29,7 +30,7 @@ func (h host) Underlay(ctx context.Context, recall control.Recall, networks []ne
 }
 
 // errRootlessKernel is why a rootless host has the userspace engine.
-var errRootlessKernel = errors.New("rootless: a VXLAN device in the containers' network namespace cannot reach the host's wire")
+var errRootlessKernel = errors.New("rootless: a tunnel device in the containers' network namespace cannot reach the host's wire")
 
 // KernelVXLAN implements agent.Host.
 func (h host) KernelVXLAN(ctx context.Context) error {
@@ -54,8 +55,36 @@ func (h host) ExistingMAC(want tunnel.Link) (tunnel.MAC, bool, error) {
 	return driver.ExistingMAC(want)
 }
 
+// KernelWireGuard implements agent.Host.
+func (h host) KernelWireGuard(ctx context.Context) error {
+	if h.Inner != nil {
+		return errRootlessKernel
+	}
+	driver, err := h.kernel()
+	if err != nil {
+		return err
+	}
+	defer driver.Close()
+	return driver.ProbeWireGuard(ctx)
+}
+
+// UsableTUN implements agent.Host.
+func (h host) UsableTUN() error { return tundev.Usable() }
+
 // Objects implements agent.Host.
-func (h host) Objects() (agent.Driver, error) { return h.kernel() }
+func (h host) Objects() (agent.Driver, error) {
+	driver, err := h.kernel()
+	return objects{driver}, err
+}
+
+// objects is the driver as the agent gives it keys.
+type objects struct{ *kernel.Driver }
+
+// SetKeys has the devices use a key. They know no other at the same time.
+func (o objects) SetKeys(key, _, preshared tunnel.SecretKey) error {
+	o.SetWireGuard(kernel.WireGuard{Key: key, Preshared: preshared})
+	return nil
+}
 
 func (h host) kernel() (driver *kernel.Driver, err error) {
 	err = h.inside(func() (err error) {
@@ -86,6 +115,6 @@ func (h host) inside(f func() error) error {
 // OpenDatapath implements agent.Host.
 func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
-		Device: want.Device, MTU: want.MTU, Listen: want.Listen, Workers: h.Workers, Offloads: h.Offloads, Inside: h.inside, Logger: h.Logger,
+		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers, Offloads: h.Offloads, Inside: h.inside, Logger: h.Logger,
 	})
 }

@@ -41,6 +41,12 @@ func (h host) KernelVXLAN(context.Context) error {
 	return driver.Close()
 }
 
+// KernelWireGuard implements agent.Host.
+func (h host) KernelWireGuard(ctx context.Context) error { return h.KernelVXLAN(ctx) }
+
+// UsableTUN implements agent.Host. Where the engine has none it says so itself.
+func (h host) UsableTUN() error { return nil }
+
 // ExistingMAC implements agent.Host. Nothing that has one outlives the agent.
 func (h host) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) { return tunnel.MAC{}, false, nil }
 
@@ -73,6 +79,6 @@ const probeMTU = 1280
 // asked for and this user or system can have none.
 func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
-		Device: want.Device, MTU: want.MTU, Listen: want.Listen, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
+		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
 	})
 }

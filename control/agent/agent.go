@@ -68,10 +68,14 @@ type Host interface {
 	// UnderlayChanges carries a token when Underlay may answer differently.
 	UnderlayChanges(ctx context.Context) <-chan struct{}
 	// KernelVXLAN says why this host's kernel cannot carry VXLAN; nil if it can.
+	// KernelWireGuard and UsableTUN are the same for WireGuard and a TUN.
 	KernelVXLAN(ctx context.Context) error
+	KernelWireGuard(ctx context.Context) error
+	UsableTUN() error
 	// ExistingMAC is the MAC of a device that is already there and fits want.
 	ExistingMAC(want tunnel.Link) (mac tunnel.MAC, exists bool, err error)
-	// Objects opens the driver of links, addresses, neighbours and routes.
+	// Objects opens the driver of links, addresses, neighbours and routes, a keyHolder
+	// where KernelWireGuard may be nil.
 	Objects() (Driver, error)
 	// Firewall opens the driver of tunnel.Firewall objects.
 	Firewall() (Driver, error)
@@ -85,7 +89,8 @@ type Datapath struct {
 	Device    string           // TUN name; empty: the host has no device
 	MTU       int              // of the device
 	Addresses []netip.Addr     // inner, of this host itself, one per family
-	Listen    []netip.AddrPort // local outer addresses, one per family
+	Listen    []netip.AddrPort // local outer addresses for VXLAN, one per family
+	WireGuard []netip.AddrPort // the same for WireGuard
 	Networks  []netip.Prefix   // the pod networks
 }
 
@@ -106,6 +111,9 @@ type Config struct {
 	Blackhole     bool
 	KeepChecksums bool // as in control.Policy
 	NoDirect      bool // as in control.Offers; a host without a device offers that anyway
+	NoVXLAN       bool // this host is to terminate no VXLAN
+	// WireGuard is how this host speaks it; nil: not at all.
+	WireGuard *WireGuard
 
 	SubnetFile string // where subnet.env goes
 	Socket     string // local API, a unix socket
@@ -123,6 +131,9 @@ type Config struct {
 type Agent struct {
 	Config
 	policy    control.Policy
+	preshared tunnel.SecretKey // of the whole network's WireGuard; zero: none
+	ring      *keyring         // nil: no WireGuard
+	rotations chan chan error  // each asks for a new key
 	recall    control.Recall
 	snapshot  mailbox[control.Snapshot]
 	subnetEnv []byte // as last written
@@ -137,7 +148,14 @@ func New(cfg Config) (*Agent, error) {
 	default:
 		return nil, fmt.Errorf("--engine %q: want auto, kernel or userspace", cfg.Engine)
 	}
-	return &Agent{Config: cfg, snapshot: newMailbox[control.Snapshot]()}, nil
+	if cfg.WireGuard != nil {
+		switch cfg.WireGuard.Engine {
+		case "auto", string(tunnel.EngineKernel), string(tunnel.EngineUserspace):
+		default:
+			return nil, fmt.Errorf("--wireguard %q: want auto, kernel, userspace or off", cfg.WireGuard.Engine)
+		}
+	}
+	return &Agent{Config: cfg, snapshot: newMailbox[control.Snapshot](), rotations: make(chan chan error)}, nil
 }
 
 // Run makes this host a member and keeps it one until ctx is done. What it has
@@ -170,7 +188,7 @@ func (a *Agent) join(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read network configuration: %w", err)
 	}
-	a.policy = a.policyOf(config)
+	a.policy, a.preshared = a.policyOf(config), config.Backend.PSK
 	if a.recall, err = a.Source.Recall(ctx); err != nil {
 		return fmt.Errorf("look up this host in the lease source: %w", err)
 	}
@@ -182,12 +200,11 @@ func (a *Agent) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	engine, reason, err := a.chooseEngine(ctx)
+	self := control.Self{Host: a.Node, Underlay: outer.Underlay, Device: a.Device}
+	reason, err := a.equip(ctx, &self)
 	if err != nil {
 		return err
 	}
-	a.Logger.Info("engine chosen", "engine", engine, "reason", reason)
-	self := control.Self{Host: a.Node, Engine: engine, Underlay: outer.Underlay, Device: a.Device}
 	claim, err := a.claim(self, outer)
 	if err != nil {
 		return err
@@ -201,6 +218,29 @@ func (a *Agent) join(ctx context.Context) error {
 	return a.member(ctx, self, &mover{agent: a, changes: changes, claim: claim})
 }
 
+// equip finds out what this host can do, and says why it does not do better.
+func (a *Agent) equip(ctx context.Context, self *control.Self) (reason string, err error) {
+	if self.Engine, reason, err = a.chooseEngine(ctx); err != nil {
+		return "", err
+	}
+	a.Logger.Info("engine chosen", "engine", self.Engine, "reason", reason)
+	why := ""
+	if a.ring, why, err = a.openKeys(); err != nil {
+		return "", err
+	}
+	if a.ring != nil {
+		if self.WireGuard, why, err = a.chooseWireGuard(ctx, self.Engine); err != nil {
+			return "", err
+		}
+	}
+	if self.WireGuard == "" {
+		a.ring = nil // nothing is offered
+	}
+	a.Logger.Info("WireGuard", "engine", self.WireGuard, "reason", why)
+	a.Status.setWireGuard(self.WireGuard, why, a.ring)
+	return reason, nil
+}
+
 // defaultVXLANPort is what Linux, and so flannel, uses where no port is given.
 const defaultVXLANPort = 8472
 
@@ -211,6 +251,8 @@ func (a *Agent) policyOf(config netconf.Config) control.Policy {
 		Learning: config.Backend.Learning, GBP: config.Backend.GBP, Direct: config.Backend.DirectRouting,
 		Masquerade: a.Masquerade, RandomFully: a.RandomFully, ForwardRules: a.ForwardRules, Blackhole: a.Blackhole,
 		KeepChecksums: a.KeepChecksums,
+		Prefer:        config.Backend.Prefer, Encrypt: config.Backend.Encrypt,
+		WireGuardPorts: config.Backend.ListenPorts, Keepalive: config.Backend.PersistentKeepalive,
 	}
 	policy.Networks = config.Networks()
 	if policy.Port == 0 {

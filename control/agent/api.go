@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,8 +18,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// statusPath is the local API's one resource.
-const statusPath = "/v1/status"
+// Resources of the local API, beside those of Config.API.
+const (
+	statusPath = "/v1/status"
+	rotatePath = "/v1/key/rotate"
+)
 
 // refuseSecond fails where an agent answers at a socket already.
 func refuseSecond(ctx context.Context, path string) error {
@@ -58,6 +62,11 @@ func (a *Agent) localAPI() http.Handler {
 			a.Logger.Debug("answer status", "err", err)
 		}
 	})
+	mux.HandleFunc("POST "+rotatePath, func(w http.ResponseWriter, request *http.Request) {
+		if err := a.askRotation(request.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+		}
+	})
 	for path, handler := range a.API {
 		mux.Handle("/v1/"+path, handler)
 	}
@@ -86,8 +95,45 @@ func (a *Agent) healthAPI() http.Handler {
 	return mux
 }
 
+// askRotation has the goroutine that steers begin to replace the key.
+func (a *Agent) askRotation(ctx context.Context) error {
+	answer := make(chan error, 1)
+	select {
+	case a.rotations <- answer:
+		return <-answer
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(busyFor):
+		return errors.New("this host is not a member yet: see its status")
+	}
+}
+
+// busyFor is how long a member takes at most to answer.
+const busyFor = 2 * time.Second
+
 // FetchStatus asks the agent whose Config.Socket is socket how it stands.
-func FetchStatus(ctx context.Context, socket string) (Status, error) {
+func FetchStatus(ctx context.Context, socket string) (status Status, err error) {
+	body, err := ask(ctx, socket, http.MethodGet, statusPath)
+	if err != nil {
+		return Status{}, err
+	}
+	if err := json.Unmarshal(body, &status); err != nil {
+		return Status{}, fmt.Errorf("read answer of agent at %s: %w", socket, err)
+	}
+	return status, nil
+}
+
+// RotateKey has the agent whose Config.Socket is socket begin to replace its
+// WireGuard key.
+func RotateKey(ctx context.Context, socket string) error {
+	_, err := ask(ctx, socket, http.MethodPost, rotatePath)
+	return err
+}
+
+// maxAnswer bounds what is read of an answer: the status of some ten thousand peers.
+const maxAnswer = 16 << 20
+
+func ask(ctx context.Context, socket, method, path string) ([]byte, error) {
 	client := http.Client{
 		Timeout: 5 * time.Second,
 		Transport: &http.Transport{
@@ -95,24 +141,23 @@ func FetchStatus(ctx context.Context, socket string) (Status, error) {
 			DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return DialLocal(ctx, socket) },
 		},
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://weft"+statusPath, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://weft"+path, nil)
 	if err != nil {
-		return Status{}, fmt.Errorf("build status request: %w", err)
+		return nil, fmt.Errorf("build request: %w", err)
 	}
 	response, err := client.Do(request)
 	if err != nil {
-		return Status{}, fmt.Errorf("ask agent at %s: %w", socket, err)
+		return nil, fmt.Errorf("ask agent at %s: %w", socket, err)
 	}
 	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read answer of agent at %s: %w", socket, err)
+	}
 	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<10))
-		return Status{}, fmt.Errorf("ask agent at %s: %s: %s", socket, response.Status, text)
+		return nil, fmt.Errorf("ask agent at %s: %s: %s", socket, response.Status, bytes.TrimSpace(body[:min(len(body), 1<<10)]))
 	}
-	var status Status
-	if err := json.NewDecoder(response.Body).Decode(&status); err != nil {
-		return Status{}, fmt.Errorf("read answer of agent at %s: %w", socket, err)
-	}
-	return status, nil
+	return body, nil
 }
 
 // notifySystemd sends one state line where systemd asked for it (sd_notify(3)).

@@ -13,6 +13,7 @@ import (
 	"github.com/weft-net/weft/control/plan"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
+	"github.com/weft-net/weft/tunnel/wireguard"
 )
 
 // forwarder runs the userspace engine: it opens its device and sockets, again
@@ -66,8 +67,8 @@ func (f *forwarder) begin(ctx context.Context) (context.Context, Datapath) {
 	ctx, f.reopen = context.WithCancel(ctx)
 	want := Datapath{
 		Device: f.self.Device, MTU: plan.Plan(control.Snapshot{}, f.self, f.agent.policy).MTU, Networks: f.agent.policy.Networks,
-		Listen: f.listen(f.self),
 	}
+	want.Listen, want.WireGuard = f.listen(f.self)
 	for _, leg := range f.self.Lease.Legs {
 		want.Addresses = append(want.Addresses, leg.Subnet.Addr())
 	}
@@ -79,7 +80,9 @@ func (f *forwarder) begin(ctx context.Context) (context.Context, Datapath) {
 func (f *forwarder) setSelf(self control.Self) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !slices.Equal(f.listen(f.self), f.listen(self)) {
+	vxlan, wireGuard := f.listen(f.self)
+	nowVXLAN, nowWireGuard := f.listen(self)
+	if !slices.Equal(vxlan, nowVXLAN) || !slices.Equal(wireGuard, nowWireGuard) {
 		f.reopen()
 	}
 	f.self = self
@@ -91,12 +94,22 @@ func (f *forwarder) runOnce(ctx context.Context, want Datapath) error {
 	if err != nil {
 		return err
 	}
-	running, err := engine.New(engine.Config{Workers: workers, Logger: f.agent.Logger})
+	config := engine.Config{Workers: workers, Logger: f.agent.Logger}
+	if ring := f.agent.ring; ring != nil {
+		k := ring.now()
+		config.WireGuard = wireguard.Config{Key: k.Current, Next: k.Other, Preshared: ring.preshared}
+	}
+	running, err := engine.New(config)
 	if err != nil {
 		return err
 	}
 	f.start(running, workers)
 	defer f.stop()
+	if sessions := running.WireGuard(); sessions != nil {
+		contacts := newContacts(f.agent, sessions)
+		contacts.greet()
+		defer contacts.keep()()
+	}
 	return running.Run(ctx)
 }
 
@@ -188,13 +201,39 @@ func (f *forwarder) PathMTUs() map[netip.Prefix]int {
 	return f.engine.PathMTUs()
 }
 
-// listen is where frames for each leg arrive. Peers accept frames only from the
-// address they send to, so what we send must leave from it: the socket is bound
-// to the local outer address, and not to all.
-func (f *forwarder) listen(self control.Self) []netip.AddrPort {
-	addrs := make([]netip.AddrPort, 0, len(self.Lease.Legs))
+// listen is where datagrams for each leg arrive. Peers accept frames only from
+// the address they send to, so what we send must leave from it: the sockets are
+// bound to the local outer address, and not to all.
+func (f *forwarder) listen(self control.Self) (vxlan, wireGuard []netip.AddrPort) {
+	policy := f.agent.policy
 	for _, leg := range self.Lease.Legs {
-		addrs = append(addrs, netip.AddrPortFrom(addrOfFamily(self.Underlay.Addrs, leg.Subnet), f.agent.policy.Port))
+		addr := addrOfFamily(self.Underlay.Addrs, leg.Subnet)
+		if self.Engine == tunnel.EngineUserspace && policy.Backend == string(tunnel.EncapVXLAN) && !f.agent.NoVXLAN {
+			vxlan = append(vxlan, netip.AddrPortFrom(addr, policy.Port))
+		}
+		if self.WireGuard == tunnel.EngineUserspace {
+			wireGuard = append(wireGuard, netip.AddrPortFrom(addr, policy.WireGuardPorts[familyIndex(leg.Subnet)]))
+		}
 	}
-	return addrs
+	return vxlan, wireGuard
+}
+
+// SetKeys implements keyHolder. An engine that is opened later has them anyway.
+func (f *forwarder) SetKeys(key, other, _ tunnel.SecretKey) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.engine == nil || f.engine.WireGuard() == nil {
+		return nil
+	}
+	return f.engine.WireGuard().SetKeys(key, other)
+}
+
+// Sessions implements engineCounters.
+func (f *forwarder) Sessions() map[netip.Prefix]wireguard.Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.engine == nil {
+		return nil
+	}
+	return f.engine.Sessions()
 }

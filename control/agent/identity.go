@@ -14,17 +14,20 @@ import (
 
 // claim is what this host will publish.
 func (a *Agent) claim(self control.Self, outer Outer) (control.Claim, error) {
-	claim := control.Claim{Host: a.Node, Backend: a.policy.Backend, Offers: a.offers(self.Engine)}
+	claim := control.Claim{Host: a.Node, Backend: a.policy.Backend, Offers: a.offers(self)}
 	for _, network := range a.policy.Networks {
 		leg := control.Leg{Subnet: network, PublicIP: addrOfFamily(outer.Public, network)}
 		if a.policy.Backend == string(tunnel.EncapVXLAN) {
 			leg.MAC, leg.VNI = a.recalledMAC(network), a.policy.VNI
 		}
+		if a.policy.Backend == string(tunnel.EncapWireGuard) {
+			leg.Key, leg.Port = claim.Offers.WireGuard.Keys[0], claim.Offers.WireGuard.Ports[familyIndex(network)]
+		}
 		claim.Legs = append(claim.Legs, leg)
 	}
 	// The links of a host without peers do not depend on the subnet it is yet to
 	// get, so the whole network can stand for it.
-	self.Lease = control.Lease{Host: a.Node, Backend: claim.Backend, Legs: slices.Clone(claim.Legs)}
+	self.Lease = control.Lease{Host: a.Node, Backend: claim.Backend, Legs: slices.Clone(claim.Legs), Offers: claim.Offers}
 	for _, link := range links(plan.Plan(control.Snapshot{}, self, a.policy)) {
 		if link.Type != tunnel.LinkVXLAN {
 			continue
@@ -46,12 +49,21 @@ func (a *Agent) claim(self control.Self, outer Outer) (control.Claim, error) {
 }
 
 // offers are what this host can do that peers cannot tell from its backend
-// type. With the kernel's engine that is nothing, and the lease is flannel's to
-// the byte.
-func (a *Agent) offers(engine tunnel.Engine) (offers control.Offers) {
-	offers.VXLAN.RemoteChecksum = engine == tunnel.EngineUserspace && a.policy.Backend == string(tunnel.EncapVXLAN) &&
-		!a.policy.KeepChecksums
+// type. With the kernel's engine and without WireGuard that is nothing, and the
+// lease is flannel's to the byte.
+func (a *Agent) offers(self control.Self) (offers control.Offers) {
+	vxlan := a.policy.Backend == string(tunnel.EncapVXLAN)
+	offers.VXLAN.Off = vxlan && a.NoVXLAN
+	offers.VXLAN.RemoteChecksum = vxlan && !a.NoVXLAN && self.Engine == tunnel.EngineUserspace && !a.policy.KeepChecksums
 	offers.NoDirect = a.NoDirect || a.Device == ""
+	if a.ring == nil {
+		return offers
+	}
+	offers.WireGuard.Keys = a.ring.now().Public()
+	for _, network := range a.policy.Networks {
+		family := familyIndex(network)
+		offers.WireGuard.Ports[family] = a.policy.WireGuardPorts[family]
+	}
 	return offers
 }
 

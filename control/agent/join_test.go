@@ -52,7 +52,7 @@ func (s *fakeSource) Acquire(_ context.Context, claim control.Claim) (control.Le
 	s.claimed = claim
 	leg := claim.Legs[0]
 	leg.Subnet = netip.MustParsePrefix("10.244.1.0/24")
-	return control.Lease{Host: claim.Host, Backend: claim.Backend, Legs: []control.Leg{leg}}, nil
+	return control.Lease{Host: claim.Host, Backend: claim.Backend, Legs: []control.Leg{leg}, Offers: claim.Offers}, nil
 }
 
 func (s *fakeSource) Run(ctx context.Context, deliver func(control.Snapshot)) error {
@@ -83,10 +83,12 @@ func (s *fakeSource) Close() error                { return nil }
 
 // fakeHost keeps objects in memory.
 type fakeHost struct {
-	vxlan    error // why there is no kernel VXLAN
-	engine   error // why the userspace engine has no device
-	slow     time.Duration
-	existing tunnel.MAC
+	vxlan     error // why there is no kernel VXLAN
+	wireGuard error // why there is no kernel WireGuard
+	tun       error // why there is no TUN
+	engine    error // why the userspace engine has no device
+	slow      time.Duration
+	existing  tunnel.MAC
 
 	mu      sync.Mutex
 	objects map[tunnel.Key]tunnel.Object
@@ -121,6 +123,8 @@ func (h *fakeHost) Underlay(_ context.Context, recall control.Recall, _ []netip.
 }
 func (h *fakeHost) UnderlayChanges(context.Context) <-chan struct{} { return h.changes }
 func (h *fakeHost) KernelVXLAN(context.Context) error               { return h.vxlan }
+func (h *fakeHost) KernelWireGuard(context.Context) error           { return h.wireGuard }
+func (h *fakeHost) UsableTUN() error                                { return h.tun }
 func (h *fakeHost) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {
 	return h.existing, h.existing != tunnel.MAC{}, nil
 }
@@ -139,6 +143,9 @@ func (h *fakeHost) OpenDatapath(want Datapath) ([]engine.Worker, error) {
 	worker := engine.Worker{Device: device}
 	for _, addr := range want.Listen {
 		worker.Sockets = append(worker.Sockets, tunneltest.NewWire(tunneltest.WireConfig{}).Socket(addr, tunnel.Offloads{}))
+	}
+	for _, addr := range want.WireGuard {
+		worker.Sealed = append(worker.Sealed, tunneltest.NewWire(tunneltest.WireConfig{}).Socket(addr, tunnel.Offloads{}))
 	}
 	return []engine.Worker{worker}, nil
 }

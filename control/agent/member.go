@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
@@ -43,7 +44,7 @@ func (a *Agent) member(ctx context.Context, self control.Self, mover *mover) err
 		return nil
 	})
 	engine := newForwarder(a, self, moved)
-	if self.Engine == tunnel.EngineUserspace {
+	if self.Engine == tunnel.EngineUserspace || self.WireGuard == tunnel.EngineUserspace {
 		group.Go(func() error { return engine.Run(ctx) })
 	}
 	group.Go(func() error { return a.steer(ctx, self, keepers, engine, mover, moved) })
@@ -59,6 +60,11 @@ func (a *Agent) keepers() ([]keeper, error) {
 	objects, err := a.Host.Objects()
 	if err != nil {
 		return nil, fmt.Errorf("open host objects: %w", err)
+	}
+	if holder, ok := objects.(keyHolder); ok && a.ring != nil {
+		if err := a.ring.giveTo(holder); err != nil {
+			return nil, errors.Join(err, objects.Close())
+		}
 	}
 	firewall, err := a.Host.Firewall()
 	if err != nil {
@@ -83,6 +89,12 @@ func (a *Agent) keepers() ([]keeper, error) {
 // every step of progress into status.
 func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, engine *forwarder, mover *mover, moved <-chan struct{}) error {
 	underlay := calm(ctx, mover.changes)
+	holders := []keyHolder{engine}
+	for _, k := range keepers {
+		if holder, ok := k.driver.(keyHolder); ok {
+			holders = append(holders, holder)
+		}
+	}
 	var snapshot control.Snapshot
 	var planned control.Plan
 	known, ready := false, false
@@ -97,6 +109,12 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 			replan = mover.look(ctx, &self)
 		case a.recall = <-a.Source.Recalls():
 			replan = mover.look(ctx, &self)
+		case <-a.ring.due():
+			replan = a.turnKeys(a.ring.step, &self, mover, holders) == nil
+		case answer := <-a.rotations:
+			err := a.turnKeys(a.ring.rotate, &self, mover, holders)
+			replan = err == nil
+			answer <- err
 		case <-moved:
 		}
 		if replan {

@@ -85,9 +85,10 @@ func readiness(planned control.Plan, items map[tunnel.Key]itemState, was bool) b
 	if !planned.Complete || planned.MTU == 0 {
 		return false
 	}
+	beside := besideVXLAN(planned.Objects)
 	for _, object := range planned.Objects {
 		item := items[object.Key()]
-		if isOwn(object) && !item.Done || !item.tried() && !was {
+		if isOwn(object, beside) && !item.Done || !item.tried() && !was {
 			return false
 		}
 	}
@@ -105,15 +106,36 @@ func readiness(planned control.Plan, items map[tunnel.Key]itemState, was bool) b
 
 // isOwn reports whether the host is of no use without the object: it serves
 // the host itself and not one peer. Rules that only accept are not of that
-// kind: a kernel without nftables has nothing that would drop.
-func isOwn(object tunnel.Object) bool {
+// kind: a kernel without nftables has nothing that would drop. Nor is what
+// stands beside the device that the network is about.
+func isOwn(object tunnel.Object, beside map[string]bool) bool {
 	switch o := object.(type) {
 	case tunnel.Firewall:
 		return o.Masquerade
-	case tunnel.Neighbor, tunnel.FDBEntry:
+	case tunnel.Neighbor, tunnel.FDBEntry, tunnel.WireGuardPeer:
 		return false
 	case tunnel.Route:
 		return o.Blackhole
+	case tunnel.Link:
+		return !beside[o.Name]
+	case tunnel.Address:
+		return !beside[o.Link]
 	}
 	return true
+}
+
+// besideVXLAN are the devices that serve WireGuard alone, on a host that has
+// kernel VXLAN.
+func besideVXLAN(objects []tunnel.Object) map[string]bool {
+	beside, vxlan := map[string]bool{}, false
+	for _, object := range objects {
+		if link, ok := object.(tunnel.Link); ok {
+			vxlan = vxlan || link.Type == tunnel.LinkVXLAN
+			beside[link.Name] = link.Type != tunnel.LinkVXLAN
+		}
+	}
+	if !vxlan {
+		return nil
+	}
+	return beside
 }

@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/keys"
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/wireguard"
 )
 
 // The states of a host and of a peer.
@@ -41,6 +43,7 @@ type Status struct {
 	Problems     []Problem         `json:"problems"`
 	Items        ItemCounts        `json:"items"`
 	Failures     []ItemFailure     `json:"failures"`
+	WireGuard    *WireGuardStatus  `json:"wireguard,omitempty"`
 	Offloads     []string          `json:"offloads,omitempty"` // what the userspace engine has to do without, and why
 	Counters     map[string]uint64 `json:"counters,omitempty"` // of the userspace engine
 }
@@ -51,6 +54,18 @@ type Move struct {
 	To     []netip.Addr `json:"to"`
 	Reason string       `json:"reason"`
 	At     time.Time    `json:"at"`
+}
+
+// WireGuardStatus is how this host speaks WireGuard. Keys are public ones.
+type WireGuardStatus struct {
+	Engine string `json:"engine"` // empty: nobody carries it
+	Reason string `json:"reason"`
+	Key    string `json:"key,omitempty"`
+	// Other is a key that takes the place of Key soon, or that Key has taken the place
+	// of, as Phase says.
+	Other string     `json:"other,omitempty"`
+	Phase string     `json:"phase,omitempty"`
+	Since *time.Time `json:"since,omitempty"` // of the phase
 }
 
 // PeerStatus is one other host.
@@ -66,6 +81,9 @@ type PeerStatus struct {
 	State      string    `json:"state"`
 	Reason     string    `json:"reason"`
 	LastChange time.Time `json:"last_change"`
+	// Of the WireGuard session with it, if there was ever one.
+	LastHandshake *time.Time `json:"last_handshake,omitempty"`
+	LastReceived  *time.Time `json:"last_received,omitempty"`
 }
 
 // Problem is something unusable in the lease source.
@@ -115,8 +133,10 @@ const (
 type engineCounters interface {
 	Counters() map[string]uint64
 	Offloads() []string
-	// PathMTUs is the largest inner packet that gets to each peer subnet.
+	// PathMTUs is the largest inner packet that gets to each peer subnet, and
+	// Sessions how WireGuard stands there.
 	PathMTUs() map[netip.Prefix]int
+	Sessions() map[netip.Prefix]wireguard.Status
 }
 
 const starting = "starting"
@@ -164,6 +184,7 @@ func (t *Tracker) Current() Status {
 		status.Counters = t.engine.Counters()
 		status.Offloads = t.engine.Offloads()
 		putPathMTUs(status.Peers, t.engine.PathMTUs())
+		putSessions(status.Peers, t.engine.Sessions())
 	}
 	return status
 }
@@ -175,12 +196,59 @@ func putPathMTUs(peers []PeerStatus, mtus map[netip.Prefix]int) {
 		bySubnet[subnet.String()] = mtu
 	}
 	for i := range peers {
+		if peers[i].Engine != string(tunnel.EngineUserspace) {
+			continue // the userspace engine knows another way, which is not in use
+		}
 		for _, subnet := range peers[i].Subnets {
 			if mtu := bySubnet[subnet]; mtu > 0 && (peers[i].PathMTU == 0 || mtu < peers[i].PathMTU) {
 				peers[i].PathMTU = mtu
 			}
 		}
 	}
+}
+
+// putSessions gives every peer the latest of its subnets' sessions.
+func putSessions(peers []PeerStatus, sessions map[netip.Prefix]wireguard.Status) {
+	bySubnet := make(map[string]wireguard.Status, len(sessions))
+	for subnet, session := range sessions {
+		bySubnet[subnet.String()] = session
+	}
+	later := func(have **time.Time, at time.Time) {
+		if !at.IsZero() && (*have == nil || at.After(**have)) {
+			*have = &at
+		}
+	}
+	for i := range peers {
+		for _, subnet := range peers[i].Subnets {
+			later(&peers[i].LastHandshake, bySubnet[subnet].LastHandshake)
+			later(&peers[i].LastReceived, bySubnet[subnet].LastReceived)
+		}
+	}
+}
+
+// setWireGuard records who carries WireGuard, and this host's keys.
+func (t *Tracker) setWireGuard(engine tunnel.Engine, reason string, ring *keyring) {
+	t.mu.Lock()
+	t.status.WireGuard = &WireGuardStatus{Engine: string(engine), Reason: reason}
+	t.mu.Unlock()
+	if ring != nil {
+		t.setKeys(ring.now())
+	}
+}
+
+// setKeys records this host's keys, the public part of them.
+func (t *Tracker) setKeys(k keys.Keys) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	status := *t.status.WireGuard // whoever has the one before may read it still
+	status.Key, status.Other, status.Phase, status.Since = k.Public()[0].String(), "", string(k.Phase), nil
+	if k.Phase != keys.Settled {
+		status.Other = k.Public()[1].String()
+	}
+	if !k.Since.IsZero() {
+		status.Since = &k.Since
+	}
+	t.status.WireGuard = &status
 }
 
 // noDevice stands for the device of a host that has none.

@@ -80,3 +80,16 @@ func (e *Engine) sessionsOf(entries []*peertable.Entry) ([]*wireguard.Peer, erro
 
 // WireGuard are the sessions, for their status and keys; nil where there are none.
 func (e *Engine) WireGuard() *wireguard.Host { return e.wireguard }
+
+// Sessions is how WireGuard stands with each peer that has it, by the first of
+// the peer's prefixes.
+func (e *Engine) Sessions() map[netip.Prefix]wireguard.Status {
+	peers := e.peers.Load()
+	sessions := map[netip.Prefix]wireguard.Status{}
+	for i, peer := range peers.Entries() {
+		if session := peers.sessions[i]; session != nil {
+			sessions[peer.Prefixes[0]] = session.Status()
+		}
+	}
+	return sessions
+}
