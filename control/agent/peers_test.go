@@ -108,16 +108,18 @@ func TestLinkNames(t *testing.T) {
 	}
 }
 
-// TestPathMTUs: a peer's path MTU is the smaller one of its families.
+// TestPathMTUs: a peer's path MTU is the smaller one of its families, and
+// nothing where the kernel carries its packets.
 func TestPathMTUs(t *testing.T) {
 	peers := []PeerStatus{
-		{Name: "both", Subnets: []string{"10.244.1.0/24", "fd00::1:0/112"}, MTU: 1450},
-		{Name: "unknown", Subnets: []string{"10.244.2.0/24"}, MTU: 1450},
+		{Name: "both", Engine: "userspace", Subnets: []string{"10.244.1.0/24", "fd00::1:0/112"}, MTU: 1450},
+		{Name: "unknown", Engine: "userspace", Subnets: []string{"10.244.2.0/24"}, MTU: 1450},
+		{Name: "kernel", Engine: "kernel", Subnets: []string{"10.244.1.0/24"}, MTU: 1500},
 	}
 	putPathMTUs(peers, map[netip.Prefix]int{
 		netip.MustParsePrefix("10.244.1.0/24"): 1450, netip.MustParsePrefix("fd00::1:0/112"): 1330,
 	})
-	if peers[0].PathMTU != 1330 || peers[1].PathMTU != 0 {
-		t.Errorf("path MTUs %d and %d", peers[0].PathMTU, peers[1].PathMTU)
+	if peers[0].PathMTU != 1330 || peers[1].PathMTU != 0 || peers[2].PathMTU != 0 {
+		t.Errorf("path MTUs %d, %d and %d", peers[0].PathMTU, peers[1].PathMTU, peers[2].PathMTU)
 	}
 }

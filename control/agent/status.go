@@ -354,9 +354,11 @@ func linkNames(objects []tunnel.Object) string {
 	slices.SortFunc(addresses, func(a, b tunnel.Address) int { return a.Prefix.Compare(b.Prefix) })
 	var names []string
 	for _, address := range addresses {
-		names = append(names, address.Link)
+		if !slices.Contains(names, address.Link) {
+			names = append(names, address.Link)
+		}
 	}
-	return strings.Join(slices.Compact(names), ",")
+	return strings.Join(names, ",")
 }
 
 // peers joins decisions and item states, keeping the time of the last change.
