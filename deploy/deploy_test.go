@@ -162,6 +162,7 @@ func TestMounts(t *testing.T) {
 		"weft /etc/kube-flannel":        "ro ConfigMap " + m.config.Name,
 		"weft /run/flannel":             "rw /run/flannel",
 		"weft /run/weft":                "rw /run/weft",
+		"weft /var/lib/weft":            "rw /var/lib/weft",
 		"weft /dev/net":                 "ro /dev/net",
 	}
 	if !reflect.DeepEqual(got, want) {

@@ -170,6 +170,9 @@ func runAgent(ctx context.Context, o options) error {
 	if err = o.netstack.insteadOfTUN(err, o); err != nil {
 		return err
 	}
+	if err := keepSecrets(); err != nil {
+		return err
+	}
 	config := hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads, Inner: inner}
 	host, err := newHost(config)
 	if err != nil {

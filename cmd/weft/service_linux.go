@@ -31,6 +31,7 @@ RestartSec=2
 KillMode=process
 RuntimeDirectory=weft
 RuntimeDirectoryPreserve=yes
+LimitCORE=0
 
 [Install]
 WantedBy=`
