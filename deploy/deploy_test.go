@@ -319,6 +319,10 @@ func TestImage(t *testing.T) {
 	if tested == nil || shipped == nil || tested[1] != shipped[1] {
 		t.Errorf("plugins shipped are %v, those tested %v", shipped, tested)
 	}
+	tags := regexp.MustCompile(`(?m)^TAGS\s*:=\s*(\S+)$`).FindStringSubmatch(makefile)
+	if tags == nil || !strings.Contains(recipe, " "+tags[1]+" ") {
+		t.Errorf("image is not built with the Makefile's tags %v", tags)
+	}
 	release := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(read(t, "../go.mod"))
 	if release == nil || !strings.Contains(recipe, "golang:"+release[1]+" ") {
 		t.Errorf("image is not built with Go %v", release)

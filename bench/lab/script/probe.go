@@ -33,9 +33,9 @@ type question struct {
 }
 
 func (r *Run) parseQuestion(args []string) (q question, err error) {
-	args, values := options(args, "count", "size", "df", "timeout")
+	args, values := options(args, "count", "size", "df", "each", "timeout")
 	if len(args) != 2 {
-		return q, usage("ping|reach PLACE TARGET [count=N] [size=BYTES] [df] [timeout=10s]")
+		return q, usage("ping|reach PLACE TARGET [count=N] [size=BYTES] [df] [each=1s] [timeout=10s]")
 	}
 	if q.from, err = r.Place(args[0]); err != nil {
 		return q, err
@@ -56,8 +56,8 @@ func (r *Run) parseQuestion(args []string) (q question, err error) {
 			}
 		}
 	}
-	q.probe.Timeout = time.Second
-	return q, nil
+	q.probe.Timeout, err = duration(values, "each", time.Second)
+	return q, err
 }
 
 // shared returns the addresses of a target in the families that the place has.
@@ -86,10 +86,11 @@ func ping(run *Run, args []string) error {
 	}
 	for _, addr := range q.addrs {
 		q.probe.To = addr
+		begun := time.Now()
 		err := run.within(q.timeout, func(ctx context.Context) error {
 			rtt, err := q.from.Ping(ctx, q.probe)
 			if err == nil {
-				fmt.Fprintf(run.Stdout, "%s %v\n", addr, rtt)
+				fmt.Fprintf(run.Stdout, "%s %v, %v after the first request\n", addr, rtt, time.Since(begun).Round(time.Millisecond))
 			}
 			return err
 		})

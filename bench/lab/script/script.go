@@ -48,9 +48,10 @@
 //	unpod HOST NAME                          CNI DEL
 //	adopt HOST NAME FILE                     a pod that a program made: FILE is the number of a process in it, and
 //	                                         the result of CNI ADD
-//	ping PLACE TARGET [count=N] [size=BYTES] [df] [timeout=10s]
+//	ping PLACE TARGET [count=N] [size=BYTES] [df] [each=1s] [timeout=10s]
 //	                                         ICMP to every address of TARGET in the families that PLACE
-//	                                         has, each until it answers; with !, none may answer count (3) requests
+//	                                         has, each until it answers, asking again when a request has gone each
+//	                                         without; with !, none may answer count (3) requests
 //	reach PLACE TARGET [timeout=10s]         ICMP, TCP and UDP; with !, none of them
 //	echo PLACE PORT                          an echo service for TCP and UDP, until the script ends
 //	web PLACE PORT                           an HTTP service that says who it is and who has asked
