@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ func TestMain(m *testing.M) {
 
 // fakeSource leases 10.244.1.0/24 and delivers what the test puts into it.
 type fakeSource struct {
+	netConf   string // empty: one that uses vxlan
 	recall    control.Recall
 	claimed   control.Claim
 	snapshots chan control.Snapshot
@@ -43,7 +45,7 @@ type fakeSource struct {
 }
 
 func (s *fakeSource) NetConf(context.Context) (netconf.Config, error) {
-	return netconf.Parse([]byte(`{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}`))
+	return netconf.Parse([]byte(cmp.Or(s.netConf, `{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}`)))
 }
 
 func (s *fakeSource) Recall(context.Context) (control.Recall, error) { return s.recall, nil }

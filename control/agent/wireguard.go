@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -79,7 +79,7 @@ func (a *Agent) openKeys() (ring *keyring, reason string, err error) {
 	var created bool
 	if ring.keys, created, err = keys.LoadOrCreate(ring.config.KeyFile, time.Now()); err != nil {
 		// A key that cannot be read is an error; that none can be kept here, only where one is needed.
-		if _, missing := keys.Load(ring.config.KeyFile); !errors.Is(missing, fs.ErrNotExist) || mustWireGuard(a.policy) {
+		if _, missing := os.Lstat(ring.config.KeyFile); missing == nil || mustWireGuard(a.policy) {
 			return nil, "", fmt.Errorf("open WireGuard keys: %w", err)
 		}
 		return nil, fmt.Sprintf("no key can be kept: %v (--state-dir says where)", err), nil
