@@ -159,7 +159,7 @@ func (p InProcess) measure(ctx context.Context, hosts []*soloHost) (report Repor
 		points = append(points, point{Name: h.name, Addresses: addresses, ping: func(ctx context.Context, probe lab.Probe) (time.Duration, error) {
 			return pingBy(ctx, stack, probe)
 		}})
-		report.Hosts = append(report.Hosts, hostOf(h.name, h.status.Current()))
+		report.Hosts = append(report.Hosts, hostOf(h.name, h.status.Current(ctx)))
 	}
 	p.Progress("pinging every host from every other")
 	report.Reach = reach(ctx, points)
@@ -185,7 +185,7 @@ func (p InProcess) await(ctx context.Context, h *soloHost, peers int) (*netstack
 	patience, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
 	for {
-		status := h.status.Current()
+		status := h.status.Current(ctx)
 		why := readiness(status, peers)
 		stack := h.host.current()
 		if why == nil && stack != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"time"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/agent"
@@ -92,6 +93,16 @@ func (h host) kernel() (driver *kernel.Driver, err error) {
 		return err
 	})
 	return driver, err
+}
+
+// Handshakes is when each of the kernel's WireGuard peers had one last.
+func (o objects) Handshakes(ctx context.Context) (map[tunnel.Key]time.Time, error) {
+	sessions, err := o.WireGuardSessions(ctx)
+	handshakes := make(map[tunnel.Key]time.Time, len(sessions))
+	for key, session := range sessions {
+		handshakes[key] = session.LastHandshake
+	}
+	return handshakes, err
 }
 
 // Firewall implements agent.Host.

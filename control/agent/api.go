@@ -56,9 +56,9 @@ func serve(ctx context.Context, listener net.Listener, handler http.Handler) err
 // localAPI answers `weft status`.
 func (a *Agent) localAPI() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, request *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
-		if err := json.NewEncoder(w).Encode(a.Status.Current()); err != nil {
+		if err := json.NewEncoder(w).Encode(a.Status.Current(request.Context())); err != nil {
 			a.Logger.Debug("answer status", "err", err)
 		}
 	})
@@ -79,8 +79,8 @@ func (a *Agent) healthAPI() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "weft is running")
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		status := a.Status.Current()
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, request *http.Request) {
+		status := a.Status.Current(request.Context())
 		if !status.Ready {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprintf(w, "weft is not ready: %s %s\n", status.State, status.Reason)

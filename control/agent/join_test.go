@@ -220,7 +220,7 @@ func start(t *testing.T, change func(*rig, *Config)) *rig {
 func (r *rig) settle() Status {
 	time.Sleep(10 * time.Second)
 	synctest.Wait()
-	return r.agent.Status.Current()
+	return r.agent.Status.Current(context.Background())
 }
 
 func (r *rig) end(t *testing.T) {

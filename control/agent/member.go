@@ -66,6 +66,9 @@ func (a *Agent) keepers() ([]keeper, error) {
 			return nil, errors.Join(err, objects.Close())
 		}
 	}
+	if kernel, ok := objects.(kernelSessions); ok {
+		a.Status.setKernel(kernel)
+	}
 	firewall, err := a.Host.Firewall()
 	if err != nil {
 		firewall = unavailable{err}

@@ -129,7 +129,7 @@ func TestMoveOfUserspaceHost(t *testing.T) {
 		r.host.mu.Unlock()
 		moved := time.Now()
 		r.move(at("198.51.100.9"))
-		for synctest.Wait(); !r.agent.Status.Current().Ready; synctest.Wait() {
+		for synctest.Wait(); !r.agent.Status.Current(context.Background()).Ready; synctest.Wait() {
 			time.Sleep(10 * time.Millisecond)
 		}
 		if took := time.Since(moved); took > 2*calmTime {

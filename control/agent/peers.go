@@ -44,6 +44,7 @@ func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatu
 			peer.Features = append(peer.Features, feature)
 		}
 		addReason(reason)
+		peer.objects = append(peer.objects, way.Objects...)
 		for _, key := range way.Objects {
 			switch item := items[key]; {
 			case item.Err != "":

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -84,6 +85,8 @@ type PeerStatus struct {
 	// Of the WireGuard session with it, if there was ever one.
 	LastHandshake *time.Time `json:"last_handshake,omitempty"`
 	LastReceived  *time.Time `json:"last_received,omitempty"`
+
+	objects []tunnel.Key // that its ways need
 }
 
 // Problem is something unusable in the lease source.
@@ -116,6 +119,7 @@ type Tracker struct {
 	status  Status
 	reasons map[topic]string // of everything that is waited for
 	engine  engineCounters
+	kernel  kernelSessions
 }
 
 // topic is something a host may wait for.
@@ -137,6 +141,12 @@ type engineCounters interface {
 	// Sessions how WireGuard stands there.
 	PathMTUs() map[netip.Prefix]int
 	Sessions() map[netip.Prefix]wireguard.Status
+}
+
+// kernelSessions is what status reads from the driver of the kernel's objects:
+// how WireGuard stands with its peers, by the keys of those.
+type kernelSessions interface {
+	Handshakes(ctx context.Context) (map[tunnel.Key]time.Time, error)
 }
 
 const starting = "starting"
@@ -175,7 +185,7 @@ func (t *Tracker) waitFor(topic topic, reason string) {
 }
 
 // Current is a copy of the status, with the engine's counters read now.
-func (t *Tracker) Current() Status {
+func (t *Tracker) Current(ctx context.Context) Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	status := t.status
@@ -185,6 +195,13 @@ func (t *Tracker) Current() Status {
 		status.Offloads = t.engine.Offloads()
 		putPathMTUs(status.Peers, t.engine.PathMTUs())
 		putSessions(status.Peers, t.engine.Sessions())
+	}
+	if t.kernel != nil {
+		handshakes, err := t.kernel.Handshakes(ctx)
+		if err != nil {
+			t.logger.Debug("ask for WireGuard's handshakes", "err", err)
+		}
+		putHandshakes(status.Peers, handshakes)
 	}
 	return status
 }
@@ -213,16 +230,26 @@ func putSessions(peers []PeerStatus, sessions map[netip.Prefix]wireguard.Status)
 	for subnet, session := range sessions {
 		bySubnet[subnet.String()] = session
 	}
-	later := func(have **time.Time, at time.Time) {
-		if !at.IsZero() && (*have == nil || at.After(**have)) {
-			*have = &at
-		}
-	}
 	for i := range peers {
 		for _, subnet := range peers[i].Subnets {
-			later(&peers[i].LastHandshake, bySubnet[subnet].LastHandshake)
-			later(&peers[i].LastReceived, bySubnet[subnet].LastReceived)
+			keepLater(&peers[i].LastHandshake, bySubnet[subnet].LastHandshake)
+			keepLater(&peers[i].LastReceived, bySubnet[subnet].LastReceived)
 		}
+	}
+}
+
+// putHandshakes does the same for the kernel's sessions.
+func putHandshakes(peers []PeerStatus, handshakes map[tunnel.Key]time.Time) {
+	for i := range peers {
+		for _, key := range peers[i].objects {
+			keepLater(&peers[i].LastHandshake, handshakes[key])
+		}
+	}
+}
+
+func keepLater(have **time.Time, at time.Time) {
+	if !at.IsZero() && (*have == nil || at.After(**have)) {
+		*have = &at
 	}
 }
 
@@ -287,6 +314,12 @@ func texts(addrs []netip.Addr) []string {
 		all = append(all, addr.String())
 	}
 	return all
+}
+
+func (t *Tracker) setKernel(kernel kernelSessions) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.kernel = kernel
 }
 
 func (t *Tracker) setEngine(engine engineCounters) {
