@@ -20,23 +20,21 @@ type contacts struct {
 // noteEvery is how often that is written down, if it has changed.
 const noteEvery = 5 * time.Second
 
-func newContacts(a *Agent, sessions *wireguard.Host) *contacts {
-	return &contacts{agent: a, sessions: sessions}
-}
-
 // greet has handshakes begun with those of before. They are only a hint.
 func (c *contacts) greet() {
 	before, err := keys.LoadContacts(c.agent.WireGuard.ContactsFile)
 	if err != nil {
 		c.agent.Logger.Warn("going on without the peers of before", "err", err)
 	}
+	greeted := make([]wireguard.Contact, 0, len(before))
 	for _, contact := range before {
-		c.noted = append(c.noted, wireguard.Contact{Key: contact.Key, Endpoint: contact.Endpoint})
+		greeted = append(greeted, wireguard.Contact{Key: contact.Key, Endpoint: contact.Endpoint})
 	}
-	c.sessions.Greet(c.noted...)
+	c.sessions.Greet(greeted...)
 }
 
-// keep notes them until the function that it returns is called.
+// keep notes them from now on until the function that it returns is called. While
+// there are none the file stays as it is: they may be about to be greeted.
 func (c *contacts) keep() (stop func()) {
 	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -28,6 +28,8 @@ type forwarder struct {
 	planned control.Plan
 	engine  *engine.Engine // nil while not running
 	workers []engine.Worker
+	// strangers are to be greeted when the engine knows its peers; nil: no more.
+	strangers *contacts
 }
 
 func newForwarder(a *Agent, self control.Self, moved chan<- struct{}) *forwarder {
@@ -103,20 +105,20 @@ func (f *forwarder) runOnce(ctx context.Context, want Datapath) error {
 	if err != nil {
 		return err
 	}
-	f.start(running, workers)
-	defer f.stop()
+	var noted *contacts
 	if sessions := running.WireGuard(); sessions != nil {
-		contacts := newContacts(f.agent, sessions)
-		contacts.greet()
-		defer contacts.keep()()
+		noted = &contacts{agent: f.agent, sessions: sessions}
+		defer noted.keep()()
 	}
+	f.start(running, workers, noted)
+	defer f.stop()
 	return running.Run(ctx)
 }
 
-func (f *forwarder) start(running *engine.Engine, workers []engine.Worker) {
+func (f *forwarder) start(running *engine.Engine, workers []engine.Worker, strangers *contacts) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.engine, f.workers = running, workers
+	f.engine, f.workers, f.strangers = running, workers, strangers
 	f.apply()
 	f.agent.Status.setEngine(f)
 	f.agent.Status.waitFor(topicEngine, "")
@@ -145,6 +147,10 @@ func (f *forwarder) apply() {
 	}
 	if err := errors.Join(f.engine.SetLocals(f.planned.Locals), f.engine.SetPeers(f.planned.Peers)); err != nil {
 		f.agent.Logger.Error("hand plan to the userspace engine", "err", err)
+	}
+	if f.strangers != nil && f.planned.Complete {
+		f.strangers.greet()
+		f.strangers = nil
 	}
 	// A TUN's MTU is one of the plan's objects; a device of our own is told.
 	for _, worker := range f.workers {
