@@ -116,7 +116,7 @@ func (b *builder) carry(l *leg, way control.Way) []keyed {
 		return []keyed{key(tunnel.Route{Prefix: l.Subnet, Link: b.self.Device, MTU: lower(way.MTU, b.plan.MTU)})}
 	case way.Encap == tunnel.EncapWireGuard:
 		return []keyed{
-			key(b.wireGuardPeer(l, b.policy.Keepalive)),
+			key(b.wireGuardPeer(l, b.keepalive())),
 			key(tunnel.Route{Prefix: l.Subnet, Link: traits[l.side.family].guarded}),
 		}
 	}
@@ -173,7 +173,7 @@ func (b *builder) standBy(l *leg, c choice, way control.Way) {
 		case tunnel.EncapWireGuard:
 			peer.Keys, peer.WireGuard = l.keys, o.Endpoint
 			if inUse {
-				peer.Keepalive = b.policy.Keepalive
+				peer.Keepalive = b.keepalive()
 			}
 		}
 	}

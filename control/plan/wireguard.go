@@ -56,6 +56,18 @@ func (b *builder) listenPort(f family) uint16 {
 	return traits[f].port
 }
 
+// guestKeepalive keeps open what most NATs close after half a minute.
+const guestKeepalive = 25
+
+// keepalive is the seconds between packets that keep NATs open. A guest is behind
+// one more often than not, and can be reached only while it is open.
+func (b *builder) keepalive() int {
+	if b.policy.Keepalive == 0 && b.self.Lease.Guest {
+		return guestKeepalive
+	}
+	return b.policy.Keepalive
+}
+
 // unoffered says which end of a pair does not offer WireGuard. It looks at the
 // two leases and nothing else: with it decides whether a pair is encrypted, which
 // the other end must see in the same way.

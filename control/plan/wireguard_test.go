@@ -410,3 +410,14 @@ func TestKeyConflicts(t *testing.T) {
 		t.Errorf("have %+v", h)
 	}
 }
+
+// TestGuestKeepalive holds that a guest keeps its NAT open although the network
+// asks for nothing of the kind, and that others do not.
+func TestGuestKeepalive(t *testing.T) {
+	for guestHost, want := range map[string]int{"a": 25, "b": 0} {
+		w := golden().only(ipv4).with(secret("a", "b")).with(guest(guestHost))
+		if peers := w.plan().Peers; len(peers) != 1 || peers[0].Encap != wireguard || peers[0].Keepalive != want {
+			t.Errorf("%s is a guest: peers %+v, want a keepalive of %d", guestHost, peers, want)
+		}
+	}
+}
