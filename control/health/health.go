@@ -73,7 +73,8 @@ type Prober interface {
 	// Probe sends one ICMP echo request to the network address of the way's host by
 	// that way and no other, an inner packet of size bytes. Monitor.Answered is told
 	// the token when the answer comes. It must not wait. An error that is not
-	// ErrUnknown means that nothing can be sent by this way now.
+	// ErrUnknown, which may be of the size alone, means that nothing can be sent by
+	// this way now.
 	Probe(id control.WayID, size int, token uint64) error
 }
 
@@ -334,31 +335,41 @@ func (m *Monitor) step(w *way, now time.Time) {
 	w.expire(now)
 	m.judge(w.peer, now)
 	if next, probed := m.nextProbe(w); probed && !now.Before(next) {
-		m.probe(w, w.size(), now)
-		if size, due := w.largeSize(); due {
-			m.probe(w, size, now)
-		}
+		m.probe(w, now)
 	}
 	m.schedule(w.peer)
 }
 
-// probe sends one probe.
-func (m *Monitor) probe(w *way, size int, now time.Time) {
+// send sends one probe.
+func (m *Monitor) send(w *way, size int, now time.Time) error {
 	if m.sendable.Before(now) {
 		m.sendable = now
 	}
 	m.sendable = m.sendable.Add(spacing)
 	err := m.prober.Probe(w.ID, size, w.note(size, now))
+	if errors.Is(err, ErrUnknown) {
+		w.withdraw()
+	}
+	return err
+}
+
+// probe sends what is due on a way.
+func (m *Monitor) probe(w *way, now time.Time) {
+	err := m.send(w, w.size(), now)
 	w.unknown, w.unsent = "", ""
 	switch {
 	case errors.Is(err, ErrUnknown):
 		w.unknown = err.Error()
-		w.withdraw()
+		w.missed, w.good = 0, 0
 		if w.failed != "" && !now.Before(w.unknownUntil) {
 			m.returned(w, now) // only its use can tell
 		}
 	case err != nil:
 		w.unsent = err.Error()
+	}
+	if size, due := w.largeSize(); due {
+		// One that cannot be sent is lost, or says nothing of the way.
+		_ = m.send(w, size, now)
 	}
 }
 

@@ -325,6 +325,38 @@ func TestFullSize(t *testing.T) {
 	}
 }
 
+// TestSmallOnly holds that a host which can send no large probes does without.
+func TestSmallOnly(t *testing.T) {
+	run(t, func(w *world) {
+		w.set(func() { w.large = unknown("no large ones") })
+		a, _ := w.pair(vxlanFirst)
+		time.Sleep(time.Minute)
+		if h := a.health("b", vxlan); h.Full != FullUnknown || h.Trouble != "" || h.Loss > 0.1 {
+			t.Errorf("well: %+v", h)
+		}
+		w.closeWay(vxlan, true)
+		time.Sleep(3 * time.Second)
+		a.want("b", wireguard, "closed")
+	})
+}
+
+// TestNewWay holds that a host which answers by no way is tried by one that is new.
+func TestNewWay(t *testing.T) {
+	run(t, func(w *world) {
+		w.closeWay(vxlan, true)
+		w.closeWay(direct, true)
+		a, b := w.pair([]tunnel.Encap{direct, vxlan})
+		time.Sleep(time.Hour)
+		a.want("b", direct, "closed")
+		w.set(func() { a.ways["b"], b.ways["a"] = allWays[1:], allWays[1:] })
+		a.plan()
+		b.plan()
+		time.Sleep(10 * time.Second)
+		a.want("b", wireguard, "a new way")
+		b.want("a", wireguard, "a new way")
+	})
+}
+
 // TestSlowAnswers holds that a way which has become slow at once is not failed.
 func TestSlowAnswers(t *testing.T) {
 	run(t, func(w *world) {

@@ -102,7 +102,6 @@ func (w *way) note(size int, now time.Time) (token uint64) {
 func (w *way) withdraw() {
 	w.probes[w.sequence%remembered] = probe{}
 	w.sent--
-	w.missed, w.good = 0, 0
 }
 
 // timeout is how long an answer may take before the way is in doubt. It may still

@@ -49,6 +49,7 @@ type world struct {
 	down    map[string]bool // and does not answer either
 	mute    map[string]bool // answers nothing
 	refused map[path]error  // what Probe says
+	large   error           // what it says of large ones
 	probes  []sent
 }
 
@@ -154,6 +155,9 @@ func (h *host) Probe(id control.WayID, size int, token uint64) error {
 	p := path{h.name, id.Host, id.Encap}
 	if err := w.refused[p]; err != nil {
 		return err
+	}
+	if size > middleSize && w.large != nil {
+		return w.large
 	}
 	w.probes = append(w.probes, sent{p, time.Since(start), size})
 	if len(h.ways) > 50 {
