@@ -366,6 +366,8 @@ func (m *Monitor) probe(w *way, now time.Time) {
 		}
 	case err != nil:
 		w.unsent = err.Error()
+	case w.barred:
+		w.barred, w.peer.retrial = false, now
 	}
 	if size, due := w.largeSize(); due {
 		// One that cannot be sent is lost, or says nothing of the way.

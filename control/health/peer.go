@@ -137,6 +137,7 @@ func (m *Monitor) giveUp(p *peer, now time.Time) {
 		p.trials++
 	}
 	for _, w := range p.ways {
+		w.barred = w.unsent != ""
 		if w.failed != "" {
 			w.failed, m.news = "", true
 		}

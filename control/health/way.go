@@ -43,6 +43,7 @@ type way struct {
 	returned     time.Time // failed no more
 	vain         int       // returns in vain, one after the other
 	unsent       string    // why nothing can be sent
+	barred       bool      // it was not tried for that, when its host was given up
 	unknown      string    // why it cannot be probed
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/proof"
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
@@ -57,7 +57,7 @@ type prober struct {
 	configs    searchConfigs
 	ladder     *ladder
 	token      uint64 // tells answers to these probes from others
-	seed       maphash.Seed
+	prover     proof.Prover
 	answeredBy func(token uint64) // told of answers to probes of ways; nil: nobody
 	identifier uint16
 	epoch      time.Time
@@ -99,7 +99,7 @@ type probeAnswer struct {
 func newProber(sockets, sealed []ProbeSocket, configs searchConfigs, ladder *ladder, logger *slog.Logger) *prober {
 	return &prober{
 		sockets: sockets, sealed: sealed, logger: logger, configs: configs, ladder: ladder,
-		token: rand.Uint64(), seed: maphash.MakeSeed(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
+		token: rand.Uint64(), prover: proof.New(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
 		wakes: make(chan *path, probeEvents), answers: make(chan probeAnswer, probeEvents),
 		changed: make(chan struct{}, 1), paths: map[pathKey]*path{}, numbers: map[uint32]*path{},
 		buffer: make([]byte, wireguard.Overhead+tunnel.MaxPacket), plain: make([]byte, tunnel.MaxPacket),

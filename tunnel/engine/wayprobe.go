@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"net/netip"
 	"slices"
 
@@ -109,25 +108,15 @@ func (p *prober) wayData(token uint64, to netip.Addr) []byte {
 	data := make([]byte, probeData)
 	binary.BigEndian.PutUint64(data, p.token)
 	binary.BigEndian.PutUint64(data[8:], token)
-	binary.BigEndian.PutUint32(data[16:], p.waySum(token, to))
+	binary.BigEndian.PutUint32(data[16:], p.prover.Of(token, to))
 	binary.BigEndian.PutUint32(data[20:], wayNumber)
 	return data
-}
-
-// waySum keeps a peer from answering in the name of another: tokens may be
-// guessed, and p.token is told to all.
-func (p *prober) waySum(token uint64, to netip.Addr) uint32 {
-	var b [24]byte
-	addr := to.As16()
-	copy(b[:], addr[:])
-	binary.BigEndian.PutUint64(b[16:], token)
-	return uint32(maphash.Bytes(p.seed, b[:]))
 }
 
 // answeredWay takes in the answer to a probe of a way.
 func (p *prober) answeredWay(echo packet.Echo) {
 	token := binary.BigEndian.Uint64(echo.Data[8:])
-	if p.answeredBy != nil && binary.BigEndian.Uint32(echo.Data[16:]) == p.waySum(token, echo.Source) {
+	if p.answeredBy != nil && binary.BigEndian.Uint32(echo.Data[16:]) == p.prover.Of(token, echo.Source) {
 		p.answeredBy(token)
 	}
 }
