@@ -75,9 +75,11 @@ type Peer struct {
 	// Sealed: what the peer sends is accepted through WireGuard only.
 	Sealed bool
 
-	// Of a peer that speaks VXLAN.
-	MAC MAC    // VTEP MAC: inner destination MAC of what we send
-	VNI uint32 // 24 bits
+	// Of a peer that speaks VXLAN. VXLAN is where; it may be zero if Encap says so,
+	// for then it is Endpoint.
+	VXLAN netip.AddrPort
+	MAC   MAC    // VTEP MAC: inner destination MAC of what we send
+	VNI   uint32 // 24 bits
 	// RemoteChecksum: the peer finishes inner checksums that a frame's header
 	// marks as put off (draft-herbert-vxlan-rco-00).
 	RemoteChecksum bool

@@ -33,7 +33,10 @@ type Config struct {
 	// WireGuard are the keys of this host, for Workers with Sealed Sockets. Its
 	// Send is not looked at.
 	WireGuard wireguard.Config
-	Logger    *slog.Logger
+	// Answered is told the token of a ProbeWay that was answered; nil: nobody is. It
+	// is called by workers, and must neither wait nor allocate.
+	Answered func(token uint64)
+	Logger   *slog.Logger
 }
 
 // Engine forwards packets while Run runs. Its other methods may be called at
@@ -93,6 +96,7 @@ func New(config Config) (*Engine, error) {
 		probes, sealed = append(probes, parts.Probes...), append(sealed, parts.SealedProbes...)
 	}
 	e.prober = newProber(probes, sealed, configs, e.ladder, config.Logger)
+	e.prober.answeredBy = config.Answered
 	return e, nil
 }
 

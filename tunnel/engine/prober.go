@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/proof"
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
@@ -56,6 +57,8 @@ type prober struct {
 	configs    searchConfigs
 	ladder     *ladder
 	token      uint64 // tells answers to these probes from others
+	prover     proof.Prover
+	answeredBy func(token uint64) // told of answers to probes of ways; nil: nobody
 	identifier uint16
 	epoch      time.Time
 
@@ -96,7 +99,7 @@ type probeAnswer struct {
 func newProber(sockets, sealed []ProbeSocket, configs searchConfigs, ladder *ladder, logger *slog.Logger) *prober {
 	return &prober{
 		sockets: sockets, sealed: sealed, logger: logger, configs: configs, ladder: ladder,
-		token: rand.Uint64(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
+		token: rand.Uint64(), prover: proof.New(), identifier: uint16(rand.Uint32()), epoch: time.Now(),
 		wakes: make(chan *path, probeEvents), answers: make(chan probeAnswer, probeEvents),
 		changed: make(chan struct{}, 1), paths: map[pathKey]*path{}, numbers: map[uint32]*path{},
 		buffer: make([]byte, wireguard.Overhead+tunnel.MaxPacket), plain: make([]byte, tunnel.MaxPacket),
@@ -184,6 +187,10 @@ func (p *prober) answered(v packet.View) bool {
 	echo, ok := packet.ParseEchoReply(v)
 	if !ok || echo.Identifier != p.identifier || len(echo.Data) < probeData || binary.BigEndian.Uint64(echo.Data) != p.token {
 		return false
+	}
+	if binary.BigEndian.Uint32(echo.Data[20:]) == wayNumber {
+		p.answeredWay(echo)
+		return true
 	}
 	if binary.BigEndian.Uint32(echo.Data[16:])&runTestMark != 0 && !intactRun(echo) {
 		return true
@@ -426,13 +433,18 @@ func (p *prober) data(now time.Time, size, number uint32) []byte {
 	return data
 }
 
-var errNoProbe = errors.New("no probe socket of the peer's family, no address of our own to probe from, or no keys yet")
+// Reasons for which no probe leaves.
+var (
+	errNoProbe = errors.New("no probe socket of the peer's outer family")
+	errNoLocal = errors.New("no address of our own to probe from")
+	errNoKeys  = errors.New("no keys yet")
+)
 
 // putProbe fills a datagram with an echo request to a peer that begins with data.
 func (p *prober) putProbe(to *path, datagram, data []byte) error {
 	local := localOf(p.locals, to.innerIs4())
 	if local == nil {
-		return errNoProbe
+		return errNoLocal
 	}
 	echo := packet.Echo{Source: local.Subnet.Addr(), Destination: to.peer.Prefixes[0].Addr(), Identifier: p.identifier, Data: data}
 	if to.peer.Encap == tunnel.EncapWireGuard {
@@ -455,15 +467,15 @@ func (p *prober) sealProbe(to *path, datagram []byte, echo packet.Echo) error {
 		return err
 	}
 	if to.sealed == nil {
-		return errNoProbe
+		return errNoKeys
 	}
 	session := to.sealed.Session(time.Now())
 	if session == nil {
-		return errNoProbe
+		return errNoKeys
 	}
 	counter, ok := session.Reserve(1)
 	if !ok {
-		return errNoProbe
+		return errNoKeys
 	}
 	session.Seal(datagram, plain, counter, &p.scratch)
 	return nil

@@ -41,6 +41,8 @@ type end struct {
 	rig
 	host
 	sealed *tunneltest.Socket
+
+	answered []uint64 // tokens of probes
 }
 
 func newEnd(t testing.TB, wire *tunneltest.Wire, h host, device, socket tunnel.Offloads) *end {
@@ -52,6 +54,7 @@ func newEnd(t testing.TB, wire *tunneltest.Wire, h host, device, socket tunnel.O
 	e.engine, err = New(Config{
 		Workers:   []Worker{{Device: e.device, Sockets: []tunnel.Socket{e.socket}, Sealed: []tunnel.Socket{e.sealed}}},
 		WireGuard: wireguard.Config{Key: h.secret()}, Logger: discard,
+		Answered: func(token uint64) { e.answered = append(e.answered, token) },
 	})
 	if err != nil {
 		t.Fatal(err)

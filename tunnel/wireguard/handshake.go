@@ -67,9 +67,9 @@ func (h *Host) initiate(p *Peer, now moment) {
 	}
 	p.traversed(now)
 	u.initiated = now
-	to, configured := p.Endpoint(), p.config.Load().Endpoint
+	to := p.Endpoint()
 	if a.tries%2 == 1 {
-		to = configured // in case where it was heard from last is no good any more
+		to = p.elsewhere() // in case the one or the other is no good any more
 	}
 	h.transmit(p, to, h.buffer)
 }

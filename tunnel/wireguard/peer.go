@@ -15,7 +15,8 @@ type Peer struct {
 	host     *Host
 	current  atomic.Pointer[Session] // to send with
 	endpoint atomic.Pointer[netip.AddrPort]
-	config   atomic.Pointer[PeerConfig] // valid, its endpoint unmapped
+	roamed   atomic.Pointer[netip.AddrPort] // where it was heard last, if that is not as configured; nil: nowhere
+	config   atomic.Pointer[PeerConfig]     // valid, its endpoint unmapped
 
 	// Moments, of any goroutine.
 	sent       atomic.Int64 // anything authenticated
@@ -76,6 +77,15 @@ func (p *Peer) Session(now time.Time) *Session {
 // Endpoint is where to send: where the peer was last heard from, or where it is
 // configured to be.
 func (p *Peer) Endpoint() netip.AddrPort { return *p.endpoint.Load() }
+
+// elsewhere is where else the peer may be.
+func (p *Peer) elsewhere() netip.AddrPort {
+	home := p.config.Load().Endpoint
+	if roamed := p.roamed.Load(); roamed != nil && p.Endpoint() == home {
+		return *roamed
+	}
+	return home
+}
 
 // Sent tells, once for a run of datagrams, that data was sent.
 func (p *Peer) Sent(now time.Time) {
@@ -240,6 +250,9 @@ func (p *Peer) move(from netip.AddrPort) {
 	moved := unmap(from)
 	h.unlist(p)
 	p.endpoint.Store(&moved)
+	if moved != p.config.Load().Endpoint {
+		p.roamed.Store(&moved)
+	}
 	h.list(p)
 }
 

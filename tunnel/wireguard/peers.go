@@ -136,6 +136,7 @@ func (p *Peer) configure(config PeerConfig) {
 	p.config.Store(&config)
 	if old == nil || old.Endpoint != config.Endpoint {
 		p.endpoint.Store(&config.Endpoint)
+		p.roamed.Store(nil)
 	}
 	if old != nil {
 		p.reconfigured.Store(true)

@@ -90,7 +90,11 @@ func (h *Host) look(p *Peer, now moment) bool {
 	if first := moment(p.unanswered.Load()); first != 0 && now-first >= silentAfter {
 		p.unanswered.Store(0)
 		h.silent(p, "data without an answer")
+		h.comeHome(p)
 		p.asked.Store(true)
+	}
+	if last := moment(p.received.Load()); last != 0 && now-last >= device.RejectAfterTime {
+		h.comeHome(p)
 	}
 	if owed := moment(p.owed.Load()); owed != 0 && now-owed >= device.KeepaliveTimeout {
 		p.owed.Store(0)
@@ -130,6 +134,20 @@ func (h *Host) giveUp(p *Peer) {
 	p.asked.Store(false)
 	p.unstage()
 	h.silent(p, "handshakes without an answer")
+	h.comeHome(p)
+	p.roamed.Store(nil)
+}
+
+// comeHome has a peer be where it is configured to be, as it was not heard for
+// some time from where it was heard last: an address that is no more, or one by
+// which only packets from it get through. Handshakes try there for a while yet.
+func (h *Host) comeHome(p *Peer) {
+	from, home := p.Endpoint(), p.config.Load().Endpoint
+	if from == home {
+		return
+	}
+	p.move(home)
+	h.log.Info("wireguard peer taken to be where it is configured", "peer", p.config.Load().Name, "from", from, "to", home)
 }
 
 // keepalive sends an empty packet, if there is a session.

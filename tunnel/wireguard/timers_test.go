@@ -276,3 +276,79 @@ func TestCrossing(t *testing.T) {
 		}
 	})
 }
+
+// TestComesHome holds that a peer which is silent where it was heard last is
+// looked for where it is configured, and before long there too.
+func TestComesHome(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		back  string        // where the peer is from then on
+		after time.Duration // until the next packet to it
+		send  int           // packets to it, one a second
+		want  int           // that come, at least
+	}{
+		{"returned", placeA, 5 * time.Second, 25, 9},
+		{"returned long ago", placeA, 4 * time.Minute, 5, 5},
+		{"still there", placeC, 4 * time.Minute, 15, 9},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b, toB, toA := pair(t, newWire())
+				a.roam(placeC)
+				must(t, a.send(toB, []byte("one")))
+				synctest.Wait()
+				must(t, b.send(toA, []byte("two")))
+				synctest.Wait()
+				if toA.Endpoint() != a.place() {
+					t.Fatalf("the peer is at %s", toA.Endpoint())
+				}
+				time.Sleep(15 * time.Second) // so that it owes no keepalive
+				a.roam(test.back)
+				time.Sleep(test.after)
+				for range test.send {
+					must(t, b.send(toA, []byte("more")))
+					time.Sleep(time.Second)
+				}
+				if got := len(a.received()) - 1; got < test.want {
+					t.Errorf("%d of %d packets came, want %d", got, test.send, test.want)
+				}
+				if toA.Endpoint() != a.place() {
+					t.Errorf("the peer is at %s, want %s", toA.Endpoint(), a.place())
+				}
+			})
+		})
+	}
+}
+
+// TestComesHomeAfterAll holds that nothing is sent for ever to where a peer was once.
+func TestComesHomeAfterAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		a, b, toB, toA := pair(t, w)
+		a.roam(placeC)
+		must(t, a.send(toB, []byte("one")))
+		synctest.Wait()
+		a.roam("192.0.2.99:1")
+		var mu sync.Mutex
+		to := map[netip.AddrPort]int{}
+		w.setPass(func(from, at netip.AddrPort, _ []byte, deliver func()) {
+			mu.Lock()
+			defer mu.Unlock()
+			if from == b.place() {
+				to[at]++
+			}
+		})
+		must(t, b.send(toA, []byte("lost")))
+		time.Sleep(2 * time.Minute)
+		home, once := netip.MustParseAddrPort(placeA), netip.MustParseAddrPort(placeC)
+		if toA.Endpoint() != home || to[home] < 5 || to[once] < 5 {
+			t.Errorf("the peer is at %s after datagrams to %v", toA.Endpoint(), to)
+		}
+		clear(to)
+		must(t, b.send(toA, []byte("lost")))
+		time.Sleep(2 * time.Minute)
+		if to[home] < 10 || to[once] != 0 {
+			t.Errorf("later datagrams went to %v", to)
+		}
+	})
+}
