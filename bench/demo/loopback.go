@@ -62,6 +62,9 @@ func (h *loopbackHost) KernelVXLAN(context.Context) error { return errSolo }
 // KernelWireGuard implements agent.Host.
 func (h *loopbackHost) KernelWireGuard(context.Context) error { return errSolo }
 
+// Pinger implements agent.Host.
+func (h *loopbackHost) Pinger([]netip.Addr, func(uint64)) (agent.Pinger, error) { return nil, errSolo }
+
 // UsableTUN implements agent.Host.
 func (h *loopbackHost) UsableTUN() error { return errSolo }
 

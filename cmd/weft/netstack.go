@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/control/health"
 	"github.com/weft-net/weft/control/kube"
 	"github.com/weft-net/weft/netstack"
 	"github.com/weft-net/weft/netstack/member"
@@ -250,4 +251,9 @@ func (h netstackHost) OpenDatapath(want agent.Datapath) ([]engine.Worker, error)
 	}
 	h.member.Use(stack, want.Networks)
 	return workers, nil
+}
+
+// Pinger implements agent.Host: all ways are the engine's.
+func (h netstackHost) Pinger([]netip.Addr, func(token uint64)) (agent.Pinger, error) {
+	return nil, health.ErrUnknown
 }

@@ -84,10 +84,14 @@ func printStatus(w io.Writer, s agent.Status, now time.Time) error {
 	}
 	fmt.Fprintln(w)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "PEER\tSTATE\tSUBNETS\tENDPOINT\tENCAP\tENGINE\tMTU\tCHANGED\tREASON")
+	fmt.Fprintln(table, "PEER\tSTATE\tSUBNETS\tENDPOINT\tENCAP\tENGINE\tMTU\tRTT\tCHANGED\tREASON")
 	for _, p := range s.Peers {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s ago\t%s\n", p.Name, p.State, strings.Join(p.Subnets, ","), p.Endpoint,
-			p.Encap, p.Engine, mtuOf(p), now.Sub(p.LastChange).Truncate(time.Second), p.Reason)
+		reason := p.Reason
+		if p.Trouble != "" {
+			reason = p.Trouble + "; " + reason
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s ago\t%s\n", p.Name, p.State, strings.Join(p.Subnets, ","), p.Endpoint,
+			p.Encap, p.Engine, mtuOf(p), rttOf(p), now.Sub(p.LastChange).Truncate(time.Second), reason)
 	}
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("print peers: %w", err)
@@ -101,4 +105,15 @@ func mtuOf(p agent.PeerStatus) string {
 		return strconv.Itoa(p.MTU)
 	}
 	return fmt.Sprintf("%d of %d", p.PathMTU, p.MTU)
+}
+
+// rttOf is the round-trip time that probes find, and how many are lost.
+func rttOf(p agent.PeerStatus) string {
+	switch {
+	case p.RTT == nil:
+		return "-"
+	case *p.Loss > 0:
+		return fmt.Sprintf("%.3gms, %.0f%% lost", *p.RTT, 100**p.Loss)
+	}
+	return fmt.Sprintf("%.3gms", *p.RTT)
 }

@@ -3,16 +3,19 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"time"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/control/health"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/guard"
 	"github.com/weft-net/weft/tunnel/kernel"
+	waypinger "github.com/weft-net/weft/tunnel/pinger"
 	"github.com/weft-net/weft/tunnel/tundev"
 )
 
@@ -128,4 +131,36 @@ func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
 		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers, Offloads: h.Offloads, Inside: h.inside, Logger: h.Logger,
 	})
+}
+
+// errRootlessPinger is why a rootless host has no Pinger.
+var errRootlessPinger = fmt.Errorf("%w: a rootless host has no ways of the kernel's", health.ErrUnknown)
+
+// Pinger implements agent.Host.
+func (h host) Pinger(outer []netip.Addr, answered func(token uint64)) (agent.Pinger, error) {
+	if h.Inner != nil {
+		return nil, errRootlessPinger
+	}
+	p, err := waypinger.Open(waypinger.Config{Outer: outer, Answered: answered})
+	return kernelPinger{p}, err
+}
+
+// kernelPinger is a Pinger in the words of the agent.
+type kernelPinger struct{ *waypinger.Pinger }
+
+// Ping implements agent.Pinger.
+func (p kernelPinger) Ping(from, to netip.Addr, size int, token uint64) error {
+	return unknownIfUnable(p.Pinger.Ping(from, to, size, token))
+}
+
+// PingVXLAN implements agent.Pinger.
+func (p kernelPinger) PingVXLAN(way agent.VXLANWay, to netip.Addr, size int, token uint64) error {
+	return unknownIfUnable(p.Pinger.PingVXLAN(waypinger.VXLAN(way), to, size, token))
+}
+
+func unknownIfUnable(err error) error {
+	if errors.Is(err, waypinger.ErrUnable) {
+		return fmt.Errorf("%w: %w", health.ErrUnknown, err)
+	}
+	return err
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/agent"
+	"github.com/weft-net/weft/control/health"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/engine"
@@ -81,4 +82,9 @@ func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
 		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
 	})
+}
+
+// Pinger implements agent.Host: no way is the kernel's here.
+func (h host) Pinger([]netip.Addr, func(token uint64)) (agent.Pinger, error) {
+	return nil, health.ErrUnknown
 }

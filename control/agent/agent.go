@@ -81,6 +81,9 @@ type Host interface {
 	Firewall() (Driver, error)
 	// OpenDatapath opens what the userspace engine works on.
 	OpenDatapath(want Datapath) ([]engine.Worker, error)
+	// Pinger opens what probes ways that are the kernel's. It sends from outer
+	// addresses, and answered is told the tokens of probes that were answered.
+	Pinger(outer []netip.Addr, answered func(token uint64)) (Pinger, error)
 }
 
 // Datapath is what the userspace engine works on: a device where inner packets

@@ -21,6 +21,8 @@ import (
 type forwarder struct {
 	agent *Agent
 	moved chan<- struct{} // takes a token when working may answer differently
+	// answered is told the tokens of probes of ways that were answered.
+	answered func(token uint64)
 
 	mu      sync.Mutex
 	self    control.Self
@@ -96,7 +98,7 @@ func (f *forwarder) runOnce(ctx context.Context, want Datapath) error {
 	if err != nil {
 		return err
 	}
-	config := engine.Config{Workers: workers, Logger: f.agent.Logger}
+	config := engine.Config{Workers: workers, Answered: f.answered, Logger: f.agent.Logger}
 	if ring := f.agent.ring; ring != nil {
 		k := ring.now()
 		config.WireGuard = wireguard.Config{Key: k.Current, Next: k.Other, Preshared: ring.preshared}
@@ -232,6 +234,17 @@ func (f *forwarder) SetKeys(key, other, _ tunnel.SecretKey) error {
 		return nil
 	}
 	return f.engine.WireGuard().SetKeys(key, other)
+}
+
+// probeWay probes a way of the engine's.
+func (f *forwarder) probeWay(subnet netip.Prefix, encap tunnel.Encap, size int, token uint64) error {
+	f.mu.Lock()
+	running := f.engine
+	f.mu.Unlock()
+	if running == nil {
+		return errors.New("the userspace engine does not run")
+	}
+	return running.ProbeWay(subnet, encap, size, token)
 }
 
 // Sessions implements engineCounters.

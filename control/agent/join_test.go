@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/health"
 	"github.com/weft-net/weft/control/netconf"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
@@ -126,7 +127,10 @@ func (h *fakeHost) Underlay(_ context.Context, recall control.Recall, _ []netip.
 func (h *fakeHost) UnderlayChanges(context.Context) <-chan struct{} { return h.changes }
 func (h *fakeHost) KernelVXLAN(context.Context) error               { return h.vxlan }
 func (h *fakeHost) KernelWireGuard(context.Context) error           { return h.wireGuard }
-func (h *fakeHost) UsableTUN() error                                { return h.tun }
+func (h *fakeHost) Pinger([]netip.Addr, func(uint64)) (Pinger, error) {
+	return nil, health.ErrUnknown
+}
+func (h *fakeHost) UsableTUN() error { return h.tun }
 func (h *fakeHost) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {
 	return h.existing, h.existing != tunnel.MAC{}, nil
 }

@@ -44,10 +44,16 @@ func (a *Agent) member(ctx context.Context, self control.Self, mover *mover) err
 		return nil
 	})
 	engine := newForwarder(a, self, moved)
+	watch, err := newWatch(a, self, engine)
+	if err != nil {
+		return err
+	}
+	a.Status.setWatch(watch.monitor)
+	group.Go(func() error { return watch.Run(ctx) })
 	if self.Engine == tunnel.EngineUserspace || self.WireGuard == tunnel.EngineUserspace {
 		group.Go(func() error { return engine.Run(ctx) })
 	}
-	group.Go(func() error { return a.steer(ctx, self, keepers, engine, mover, moved) })
+	group.Go(func() error { return a.steer(ctx, self, keepers, engine, watch, mover, moved) })
 	return group.Wait()
 }
 
@@ -90,7 +96,7 @@ func (a *Agent) keepers() ([]keeper, error) {
 
 // steer turns every snapshot and every move of this host into a plan, and
 // every step of progress into status.
-func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, engine *forwarder, mover *mover, moved <-chan struct{}) error {
+func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, engine *forwarder, watch *watch, mover *mover, moved <-chan struct{}) error {
 	underlay := calm(ctx, mover.changes)
 	holders := []keyHolder{engine}
 	for _, k := range keepers {
@@ -109,7 +115,9 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 		case snapshot = <-a.snapshot.ch:
 			known, replan = true, true
 		case <-underlay:
-			replan = mover.look(ctx, &self)
+			if replan = mover.look(ctx, &self); replan {
+				watch.monitor.Wake()
+			}
 		case a.recall = <-a.Source.Recalls():
 			replan = mover.look(ctx, &self)
 		case <-a.ring.due():
@@ -118,6 +126,8 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 			err := a.turnKeys(a.ring.rotate, &self, mover, holders)
 			replan = err == nil
 			answer <- err
+		case <-watch.changed:
+			self.Failed, replan = watch.monitor.Failed(), true
 		case <-moved:
 		}
 		if replan {
@@ -126,6 +136,7 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 		if replan && known {
 			planned = plan.Plan(snapshot, self, a.policy)
 			engine.setPlan(planned)
+			watch.setPlan(planned, self, snapshot.Leases)
 			for _, k := range keepers {
 				k.loop.SetWant(k.want(planned), planned.Complete)
 			}

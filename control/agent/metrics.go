@@ -34,6 +34,17 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for state, count := range peers {
 		gauge("weft_peers", "Other hosts by state.", float64(count), prometheus.Labels{"state": state})
 	}
+	for _, peer := range status.Peers {
+		labels := prometheus.Labels{"peer": peer.Name, "encap": peer.Encap, "engine": peer.Engine}
+		gauge("weft_peer_mtu_bytes", "Largest inner packet to another host, by the way to it.", float64(peer.MTU), labels)
+		if peer.RTT != nil {
+			gauge("weft_peer_rtt_seconds", "Round-trip time of probes of the way to another host.", *peer.RTT/1000, labels)
+			gauge("weft_peer_loss_ratio", "Share of the last 32 probes without an answer.", *peer.Loss, labels)
+		}
+		if peer.LastHandshake != nil {
+			gauge("weft_peer_last_handshake_seconds", "Time of the last WireGuard handshake with another host.", float64(peer.LastHandshake.Unix()), labels)
+		}
+	}
 	items := map[string]int{"done": status.Items.Done, "pending": status.Items.Pending, "failed": status.Items.Failed}
 	for state, count := range items {
 		gauge("weft_items", "Host objects by state.", float64(count), prometheus.Labels{"state": state})

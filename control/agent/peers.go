@@ -45,6 +45,7 @@ func peerStatus(host control.HostPlan, items map[tunnel.Key]itemState) PeerStatu
 		}
 		addReason(reason)
 		peer.objects = append(peer.objects, way.Objects...)
+		peer.ways = append(peer.ways, control.WayID{Host: host.Host, Is4: way.Subnet.Addr().Is4(), Encap: way.Encap})
 		for _, key := range way.Objects {
 			switch item := items[key]; {
 			case item.Err != "":

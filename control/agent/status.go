@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/health"
 	"github.com/weft-net/weft/control/keys"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/wireguard"
@@ -86,7 +87,15 @@ type PeerStatus struct {
 	LastHandshake *time.Time `json:"last_handshake,omitempty"`
 	LastReceived  *time.Time `json:"last_received,omitempty"`
 
+	// What probes of the way in use say: the worst of its families. RTT is in
+	// milliseconds, Loss from 0 to 1; nothing while nothing was answered.
+	RTT  *float64 `json:"rtt_ms,omitempty"`
+	Loss *float64 `json:"loss,omitempty"`
+	// Trouble is what is wrong with a way that is in use all the same.
+	Trouble string `json:"trouble,omitempty"`
+
 	objects []tunnel.Key // that its ways need
+	ways    []control.WayID
 }
 
 // Problem is something unusable in the lease source.
@@ -120,6 +129,7 @@ type Tracker struct {
 	reasons map[topic]string // of everything that is waited for
 	engine  engineCounters
 	kernel  kernelSessions
+	watch   reporter
 }
 
 // topic is something a host may wait for.
@@ -147,6 +157,11 @@ type engineCounters interface {
 // how WireGuard stands with its peers, by the keys of those.
 type kernelSessions interface {
 	Handshakes(ctx context.Context) (map[tunnel.Key]time.Time, error)
+}
+
+// reporter is what status reads from who probes ways.
+type reporter interface {
+	Report() map[control.WayID]health.Health
 }
 
 const starting = "starting"
@@ -196,6 +211,9 @@ func (t *Tracker) Current(ctx context.Context) Status {
 		putPathMTUs(status.Peers, t.engine.PathMTUs())
 		putSessions(status.Peers, t.engine.Sessions())
 	}
+	if t.watch != nil {
+		putHealth(status.Peers, t.watch.Report())
+	}
 	if t.kernel != nil {
 		handshakes, err := t.kernel.Handshakes(ctx)
 		if err != nil {
@@ -244,6 +262,31 @@ func putHandshakes(peers []PeerStatus, handshakes map[tunnel.Key]time.Time) {
 		for _, key := range peers[i].objects {
 			keepLater(&peers[i].LastHandshake, handshakes[key])
 		}
+	}
+}
+
+// putHealth gives every peer what is known of its ways in use.
+func putHealth(peers []PeerStatus, report map[control.WayID]health.Health) {
+	for i := range peers {
+		peer := &peers[i]
+		var troubles []string
+		for _, id := range peer.ways {
+			h := report[id]
+			if h.Trouble != "" && !slices.Contains(troubles, h.Trouble) {
+				troubles = append(troubles, h.Trouble)
+			}
+			if h.Got == 0 {
+				continue
+			}
+			rtt, loss := float64(h.RTT.Microseconds())/1000, h.Loss
+			if peer.RTT == nil || rtt > *peer.RTT {
+				peer.RTT = &rtt
+			}
+			if peer.Loss == nil || loss > *peer.Loss {
+				peer.Loss = &loss
+			}
+		}
+		peer.Trouble = strings.Join(troubles, "; ")
 	}
 }
 
@@ -314,6 +357,12 @@ func texts(addrs []netip.Addr) []string {
 		all = append(all, addr.String())
 	}
 	return all
+}
+
+func (t *Tracker) setWatch(watch reporter) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.watch = watch
 }
 
 func (t *Tracker) setKernel(kernel kernelSessions) {

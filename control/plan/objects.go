@@ -153,7 +153,7 @@ func (b *builder) wireGuardPeer(l *leg, keepalive int) tunnel.WireGuardPeer {
 // route leads there.
 func (b *builder) standBy(l *leg, c choice, way control.Way) {
 	peer := tunnel.Peer{Name: l.host.name, Prefixes: []netip.Prefix{l.Subnet}, Sealed: way.Sealed}
-	known := false
+	known, at := false, netip.AddrPort{} // where its VXLAN is
 	for i, o := range c.options {
 		inUse := i == c.taken
 		if o.Encap == tunnel.EncapWireGuard && o.Engine == tunnel.EngineKernel && !inUse {
@@ -168,7 +168,7 @@ func (b *builder) standBy(l *leg, c choice, way control.Way) {
 		}
 		switch o.Encap {
 		case tunnel.EncapVXLAN:
-			peer.MAC, peer.VNI = l.MAC, b.policy.VNI
+			peer.MAC, peer.VNI, at = l.MAC, b.policy.VNI, o.Endpoint
 			peer.RemoteChecksum = inUse && way.RemoteChecksum
 		case tunnel.EncapWireGuard:
 			peer.Keys, peer.WireGuard = l.keys, o.Endpoint
@@ -176,6 +176,9 @@ func (b *builder) standBy(l *leg, c choice, way control.Way) {
 				peer.Keepalive = b.keepalive()
 			}
 		}
+	}
+	if peer.Encap != tunnel.EncapVXLAN {
+		peer.VXLAN = at
 	}
 	if known {
 		b.plan.Peers = append(b.plan.Peers, peer)

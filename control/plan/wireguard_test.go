@@ -233,7 +233,7 @@ func TestWireGuardObjects(t *testing.T) {
 	}{
 		{"one engine for both", []func(*world){userspace, failed(vxlan, "filtered")},
 			append(slices.Clone(tun), tunnel.Route{Prefix: route, Link: "weft0", MTU: 1440}),
-			tunnel.Peer{Encap: wireguard, Endpoint: end, MTU: 1440, WireGuard: end, Keys: tunnel.WireGuardKeys{keyOfHost("b")}, Keepalive: 25, MAC: peer4.MAC, VNI: 1}, own4.MAC},
+			tunnel.Peer{Encap: wireguard, Endpoint: end, MTU: 1440, WireGuard: end, Keys: tunnel.WireGuardKeys{keyOfHost("b")}, Keepalive: 25, VXLAN: netip.MustParseAddrPort("192.168.7.2:8472"), MAC: peer4.MAC, VNI: 1}, own4.MAC},
 		{"one engine for both, VXLAN in use", []func(*world){userspace},
 			append(slices.Clone(tun), tunnel.Route{Prefix: route, Link: "weft0"}),
 			tunnel.Peer{Encap: vxlan, Endpoint: netip.MustParseAddrPort("192.168.7.2:8472"), MTU: 1450, WireGuard: end, Keys: tunnel.WireGuardKeys{keyOfHost("b")}, MAC: peer4.MAC, VNI: 1}, own4.MAC},
