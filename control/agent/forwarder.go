@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/control/health"
 	"github.com/weft-net/weft/control/plan"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
@@ -244,7 +245,11 @@ func (f *forwarder) probeWay(subnet netip.Prefix, encap tunnel.Encap, size int, 
 	if running == nil {
 		return errors.New("the userspace engine does not run")
 	}
-	return running.ProbeWay(subnet, encap, size, token)
+	err := running.ProbeWay(subnet, encap, size, token)
+	if errors.Is(err, engine.ErrProbeSize) {
+		return fmt.Errorf("%w: %w", health.ErrUnknown, err)
+	}
+	return err
 }
 
 // Sessions implements engineCounters.

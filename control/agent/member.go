@@ -114,6 +114,7 @@ func (a *Agent) steer(ctx context.Context, self control.Self, keepers []keeper, 
 			return ctx.Err()
 		case snapshot = <-a.snapshot.ch:
 			known, replan = true, true
+			watch.monitor.Wake()
 		case <-underlay:
 			if replan = mover.look(ctx, &self); replan {
 				watch.monitor.Wake()
