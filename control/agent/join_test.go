@@ -92,6 +92,7 @@ type fakeHost struct {
 	engine    error // why the userspace engine has no device
 	slow      time.Duration
 	existing  tunnel.MAC
+	pinger    *fakePinger // nil: there is no means to probe
 
 	mu      sync.Mutex
 	objects map[tunnel.Key]tunnel.Object
@@ -127,8 +128,12 @@ func (h *fakeHost) Underlay(_ context.Context, recall control.Recall, _ []netip.
 func (h *fakeHost) UnderlayChanges(context.Context) <-chan struct{} { return h.changes }
 func (h *fakeHost) KernelVXLAN(context.Context) error               { return h.vxlan }
 func (h *fakeHost) KernelWireGuard(context.Context) error           { return h.wireGuard }
-func (h *fakeHost) Pinger([]netip.Addr, func(uint64)) (Pinger, error) {
-	return nil, health.ErrUnknown
+func (h *fakeHost) Pinger(outer []netip.Addr, answered func(uint64)) (Pinger, error) {
+	if h.pinger == nil {
+		return nil, health.ErrUnknown
+	}
+	h.pinger.outer, h.pinger.answered = outer, answered
+	return h.pinger, nil
 }
 func (h *fakeHost) UsableTUN() error { return h.tun }
 func (h *fakeHost) ExistingMAC(tunnel.Link) (tunnel.MAC, bool, error) {
