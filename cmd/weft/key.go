@@ -18,9 +18,9 @@ import (
 
 // wireGuardOptions are the flags about WireGuard.
 type wireGuardOptions struct {
-	engine, stateDir string
-	vxlan            bool
-	maxAge, step     time.Duration
+	engine, stateDir, preshared string
+	vxlan                       bool
+	maxAge, step                time.Duration
 }
 
 const wireGuardOff = "off"
@@ -30,6 +30,7 @@ func (w *wireGuardOptions) register(f *pflag.FlagSet) {
 		"(Backend.Prefer, Backend.Encrypt) and for what they offer")
 	f.BoolVar(&w.vxlan, "vxlan", true, "terminate VXLAN; with =false peers reach this host by WireGuard alone")
 	f.StringVar(&w.stateDir, "state-dir", defaultStateDir(), "directory of what outlives a reboot: this host's WireGuard key")
+	f.StringVar(&w.preshared, "psk-file", "", "file with the pre-shared key of all hosts, as 'wg genpsk' writes it; goes before net-conf.json's Backend.PSK")
 	f.DurationVar(&w.maxAge, "key-max-age", 0, "age at which another WireGuard key takes the place of this host's; 0: never by itself (see 'weft key rotate')")
 	f.DurationVar(&w.step, "key-step", agent.DefaultKeyStep, "time that peers get to hear of each of the two steps of that")
 }
@@ -48,7 +49,7 @@ func (w *wireGuardOptions) config() (*agent.WireGuard, error) {
 	}
 	return &agent.WireGuard{
 		KeyFile: filepath.Join(w.stateDir, "wireguard.key"), ContactsFile: filepath.Join(w.stateDir, "wireguard.peers"),
-		Engine: w.engine, MaxAge: w.maxAge, Step: w.step,
+		PresharedFile: w.preshared, Engine: w.engine, MaxAge: w.maxAge, Step: w.step,
 	}, nil
 }
 

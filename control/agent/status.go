@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -221,6 +222,7 @@ func (t *Tracker) Current(ctx context.Context) Status {
 		}
 		putHandshakes(status.Peers, handshakes)
 	}
+	watchHandshakes(status.Peers, t.now())
 	return status
 }
 
@@ -287,6 +289,24 @@ func putHealth(peers []PeerStatus, report map[control.WayID]health.Health) {
 			}
 		}
 		peer.Trouble = strings.Join(troubles, "; ")
+	}
+}
+
+// handshakeAge is how old the last handshake of a session in use can be: one that
+// is older is no longer sent with (WireGuard whitepaper, 6.1).
+const handshakeAge = 3 * time.Minute
+
+// watchHandshakes says what speaks against a way by WireGuard that is in use:
+// probes are answered and so keep a session alive, or something is wrong.
+func watchHandshakes(peers []PeerStatus, now time.Time) {
+	for i := range peers {
+		peer := &peers[i]
+		if peer.Encap != string(tunnel.EncapWireGuard) || peer.Trouble != "" {
+			continue
+		}
+		if at := peer.LastHandshake; at != nil && now.Sub(*at) > handshakeAge && peer.RTT != nil {
+			peer.Trouble = fmt.Sprintf("the last WireGuard handshake was %s ago", now.Sub(*at).Truncate(time.Second))
+		}
 	}
 }
 

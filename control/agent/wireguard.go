@@ -19,7 +19,10 @@ type WireGuard struct {
 	// KeyFile has this host's private keys; it is made where there is none.
 	// ContactsFile is where the peers that it talks with are noted.
 	KeyFile, ContactsFile string
-	Engine                string // auto, kernel or userspace
+	// PresharedFile has the pre-shared key of all hosts; empty: net-conf.json has it, or
+	// there is none.
+	PresharedFile string
+	Engine        string // auto, kernel or userspace
 	// MaxAge is how old a key may become before another takes its place; 0: any.
 	MaxAge time.Duration
 	// Step is the time that peers get to hear of each step of that; 0: DefaultKeyStep.
@@ -75,6 +78,11 @@ func (a *Agent) openKeys() (ring *keyring, reason string, err error) {
 	ring = &keyring{config: *a.WireGuard, preshared: a.preshared, timer: time.NewTimer(time.Hour)}
 	if ring.config.Step == 0 {
 		ring.config.Step = DefaultKeyStep
+	}
+	if path := ring.config.PresharedFile; path != "" {
+		if ring.preshared, err = keys.LoadPreshared(path); err != nil {
+			return nil, "", err
+		}
 	}
 	var created bool
 	if ring.keys, created, err = keys.LoadOrCreate(ring.config.KeyFile, time.Now()); err != nil {

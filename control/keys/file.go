@@ -182,3 +182,33 @@ func Replace(path string, have, want Keys) error {
 	}
 	return nil
 }
+
+// LoadPreshared reads a pre-shared key, as `wg genpsk` writes it, that every host
+// of the network has a file of. Unlike a key file it may be a symbolic link, as
+// those in a volume of a Kubernetes Secret are.
+func LoadPreshared(path string) (tunnel.SecretKey, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return tunnel.SecretKey{}, fmt.Errorf("read pre-shared key: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return tunnel.SecretKey{}, fmt.Errorf("read pre-shared key: %w", err)
+	case !info.Mode().IsRegular():
+		return tunnel.SecretKey{}, fmt.Errorf("pre-shared key %s is no file", path)
+	case exposed(info.Mode()):
+		return tunnel.SecretKey{}, fmt.Errorf("pre-shared key %s can be read or written by others (mode %04o): chmod 600 %[1]s, or defaultMode: 0400 in the Secret's volume",
+			path, info.Mode().Perm())
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil {
+		return tunnel.SecretKey{}, fmt.Errorf("read pre-shared key %s: %w", path, err)
+	}
+	key, err := tunnel.ParseSecretKey(strings.TrimSpace(string(data)))
+	if err != nil {
+		return tunnel.SecretKey{}, fmt.Errorf("pre-shared key %s: %w; `wg genpsk` makes one", path, err)
+	}
+	return key, nil
+}

@@ -3,6 +3,7 @@
 package keys
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -76,5 +77,40 @@ func TestPipe(t *testing.T) {
 	}
 	if _, created, err := LoadOrCreate(path, start); err == nil || created || !strings.Contains(err.Error(), "is no file") {
 		t.Errorf("created: %t, %v", created, err)
+	}
+}
+
+// TestLoadPreshared holds what a pre-shared key may be read from, and that no
+// error tells it.
+func TestLoadPreshared(t *testing.T) {
+	dir := t.TempDir()
+	const text = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo="
+	write := func(name, content string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, []byte(content), mode), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := write("good", text+"\n", 0o400)
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(good, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{good, link} {
+		if key, err := LoadPreshared(path); err != nil || key.Text() != text {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	for want, path := range map[string]string{
+		"no such file":  filepath.Join(dir, "none"),
+		"is no file":    dir,
+		"defaultMode":   write("open", text, 0o644),
+		"wg genpsk":     write("short", text[:43], 0o600),
+		"44 characters": write("long", text+text, 0o600),
+	} {
+		if _, err := LoadPreshared(path); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), text[:43]) {
+			t.Errorf("%s: %v, want %q", path, err, want)
+		}
 	}
 }
