@@ -158,6 +158,7 @@ func New(cfg Config) (*Agent, error) {
 			return nil, fmt.Errorf("--wireguard %q: want auto, kernel, userspace or off", cfg.WireGuard.Engine)
 		}
 	}
+	cfg.Status.events, _ = cfg.Source.(eventKeeper)
 	return &Agent{Config: cfg, snapshot: newMailbox[control.Snapshot](), rotations: make(chan chan error)}, nil
 }
 

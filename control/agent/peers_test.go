@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -121,5 +123,44 @@ func TestPathMTUs(t *testing.T) {
 	})
 	if peers[0].PathMTU != 1330 || peers[1].PathMTU != 0 || peers[2].PathMTU != 0 {
 		t.Errorf("path MTUs %d, %d and %d", peers[0].PathMTU, peers[1].PathMTU, peers[2].PathMTU)
+	}
+}
+
+type heardEvents []string
+
+func (h *heardEvents) Event(warning bool, reason, note string) {
+	if warning {
+		reason += "!"
+	}
+	*h = append(*h, reason+" "+note)
+}
+
+// TestPeerEvents holds what of a peer is told: that it is reached in another way,
+// or by none, and again; not that it is new, or what only its state goes through.
+func TestPeerEvents(t *testing.T) {
+	var heard heardEvents
+	tracker := NewTracker("a", "test", slog.New(slog.DiscardHandler))
+	tracker.events = &heard
+	way := func(encap tunnel.Encap) control.HostPlan {
+		return control.HostPlan{Host: "b", Ways: []control.Way{{
+			Subnet: netip.MustParsePrefix("10.244.2.0/24"), Encap: encap, Engine: tunnel.EngineKernel, Reason: "by " + string(encap),
+			Objects: []tunnel.Key{{Kind: tunnel.KindRoute, Name: "x"}},
+		}}}
+	}
+	done := map[tunnel.Key]itemState{{Kind: tunnel.KindRoute, Name: "x"}: {Done: true}}
+	for _, step := range []struct {
+		host  control.HostPlan
+		items map[tunnel.Key]itemState
+	}{
+		{way(tunnel.EncapVXLAN), nil}, {way(tunnel.EncapVXLAN), done}, {way(tunnel.EncapWireGuard), done},
+		{control.HostPlan{Host: "b", Reasons: []string{"no way"}}, done}, {way(tunnel.EncapVXLAN), done},
+	} {
+		tracker.progress(control.Plan{Hosts: []control.HostPlan{step.host}}, step.items, true)
+	}
+	want := heardEvents{
+		"PeerWayChanged b: by wireguard, before by vxlan: by wireguard", "PeerLost! b: unreachable: no way", "PeerBack b: by vxlan: by vxlan",
+	}
+	if !slices.Equal(heard, want) {
+		t.Errorf("have %q, want %q", heard, want)
 	}
 }

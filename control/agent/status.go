@@ -131,6 +131,7 @@ type Tracker struct {
 	engine  engineCounters
 	kernel  kernelSessions
 	watch   reporter
+	events  eventKeeper // nil: nobody keeps events
 }
 
 // topic is something a host may wait for.
@@ -163,6 +164,12 @@ type kernelSessions interface {
 // reporter is what status reads from who probes ways.
 type reporter interface {
 	Report() map[control.WayID]health.Health
+}
+
+// eventKeeper is a lease source where people look for what has happened to a
+// host. Event does not wait.
+type eventKeeper interface {
+	Event(warning bool, reason, note string)
 }
 
 const starting = "starting"
@@ -379,6 +386,23 @@ func texts(addrs []netip.Addr) []string {
 	return all
 }
 
+// tellOf keeps an event of a peer that is reached in another way than before, or
+// not at all. It must be called with mu held.
+func (t *Tracker) tellOf(old, peer PeerStatus) {
+	if t.events == nil {
+		return
+	}
+	lost := func(p PeerStatus) bool { return p.State == StateUnreachable || p.State == StateFailed }
+	switch {
+	case lost(peer) && !lost(old):
+		t.events.Event(true, "PeerLost", fmt.Sprintf("%s: %s: %s", peer.Name, peer.State, peer.Reason))
+	case lost(old) && !lost(peer):
+		t.events.Event(false, "PeerBack", fmt.Sprintf("%s: by %s: %s", peer.Name, peer.Encap, peer.Reason))
+	case old.Encap != peer.Encap:
+		t.events.Event(false, "PeerWayChanged", fmt.Sprintf("%s: by %s, before by %s: %s", peer.Name, peer.Encap, old.Encap, peer.Reason))
+	}
+}
+
 func (t *Tracker) setWatch(watch reporter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -477,6 +501,9 @@ func (t *Tracker) peers(hosts []control.HostPlan, items map[tunnel.Key]itemState
 		peer.LastChange = old.LastChange
 		if !known || old.State != peer.State || old.Reason != peer.Reason || old.Endpoint != peer.Endpoint || !slices.Equal(old.Subnets, peer.Subnets) {
 			peer.LastChange = t.now()
+			if known {
+				t.tellOf(old, peer)
+			}
 			t.logger.Info("peer", "name", peer.Name, "state", peer.State, "endpoint", peer.Endpoint, "subnets", peer.Subnets, "reason", peer.Reason)
 		}
 		peers = append(peers, peer)

@@ -31,6 +31,8 @@ type fakeServer struct {
 	nodes   map[string]*corev1.Node
 	pods    map[string]*corev1.Pod
 	leases  map[string]*coordinationv1.Lease
+	told    []corev1.Event // as created
+	repeats []string       // bodies of patches of those
 	version int
 	events  []fakeEvent // all, oldest first
 	moved   chan struct{}
@@ -61,6 +63,8 @@ func newFakeServer(t *testing.T) *fakeServer {
 	mux.HandleFunc("GET /api/v1/nodes/{name}", f.getNode)
 	mux.HandleFunc("PATCH /api/v1/nodes/{name}/status", f.patchNode)
 	mux.HandleFunc("GET /api/v1/namespaces/{namespace}/pods/{name}", f.getPod)
+	mux.HandleFunc("POST "+eventsPath, f.putEvent)
+	mux.HandleFunc("PATCH "+eventsPath+"/{name}", f.putEvent)
 	mux.HandleFunc("GET /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}", f.getLease)
 	mux.HandleFunc("PUT /apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}", f.putLease)
 	f.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -448,4 +452,25 @@ func (r *reasons) String() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return fmt.Sprintf("%q", r.all)
+}
+
+// putEvent creates an Event, or patches one.
+func (f *fakeServer) putEvent(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		f.t.Error(err)
+	}
+	var event corev1.Event
+	if err := json.Unmarshal(body, &event); err != nil {
+		f.t.Error(err)
+	}
+	f.change(func() {
+		if r.Method == http.MethodPost {
+			f.told = append(f.told, event)
+		} else {
+			f.repeats = append(f.repeats, string(body))
+		}
+	})
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(event)
 }

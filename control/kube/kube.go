@@ -69,7 +69,9 @@ type Source struct {
 	prefix lease.Prefix
 	nodes  *nodes
 	wake   chan struct{} // a token: the own Node may need a patch
-	hold   hold          // of a guest
+	// happenings are to be told as Events.
+	happenings chan happening
+	hold       hold // of a guest
 	// recalls holds what the user has changed on the own Node, the latest only.
 	recalls chan control.Recall
 	// connections are all that lead to the API server.
@@ -110,7 +112,7 @@ func New(cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Source{cfg: cfg, prefix: prefix, name: cfg.NodeName, wake: make(chan struct{}, 1), recalls: make(chan control.Recall, 1)}
+	s := &Source{cfg: cfg, prefix: prefix, name: cfg.NodeName, wake: make(chan struct{}, 1), happenings: make(chan happening, maxHappenings), recalls: make(chan control.Recall, 1)}
 	s.connections = connrotation.NewDialer((&net.Dialer{Timeout: requestTimeout, KeepAlive: requestTimeout}).DialContext)
 	config.Dial = s.connections.DialContext
 	if cfg.Invite != nil {

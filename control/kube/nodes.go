@@ -52,6 +52,8 @@ func (s *Source) Run(ctx context.Context, deliver func(control.Snapshot)) error 
 	group.Go(func() error { return s.keepOwn(ctx) })
 	if s.cfg.Invite != nil {
 		group.Go(func() error { return s.keepHold(ctx) })
+	} else {
+		group.Go(func() error { return s.tellEvents(ctx, name) })
 	}
 	return group.Wait()
 }

@@ -277,6 +277,10 @@ func (a api) json(ctx context.Context, verb, path string, in, out any) error {
 	if err != nil || out == nil {
 		return err
 	}
+	return decodeAnswer(answer, out)
+}
+
+func decodeAnswer(answer []byte, out any) error {
 	if err := json.Unmarshal(answer, out); err != nil {
 		return fmt.Errorf("decode answer: %w", err)
 	}
