@@ -158,6 +158,7 @@ type renamed struct {
 	tunnel.Socket
 	local    netip.AddrPort
 	exchange *exchange
+	sending  sync.Mutex
 	batch    []tunnel.Datagrams // Send's own
 }
 
@@ -179,6 +180,8 @@ func (r *renamed) Receive(batch []tunnel.Datagrams, arena []byte) (n int, err er
 
 // Send implements tunnel.Socket.
 func (r *renamed) Send(batch []tunnel.Datagrams) (n int, err error) {
+	r.sending.Lock()
+	defer r.sending.Unlock()
 	if unknown := r.rename(batch); unknown != nil {
 		n, err = r.Socket.Send(r.batch)
 		if err == nil {

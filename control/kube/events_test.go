@@ -22,7 +22,11 @@ func TestEvents(t *testing.T) {
 	go func() { ended <- s.Run(ctx, func(control.Snapshot) {}) }()
 	s.Event(true, "PeerLost", "b: unreachable")
 	s.Event(true, "PeerLost", "b: unreachable")
-	f.await(t, "the event and its repetition", func() bool { return len(f.told) == 1 && len(f.repeats) == 1 })
+	f.await(t, "the event and its repetition", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.told) == 1 && len(f.repeats) == 1
+	})
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)

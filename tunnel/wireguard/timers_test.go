@@ -341,12 +341,16 @@ func TestComesHomeAfterAll(t *testing.T) {
 		must(t, b.send(toA, []byte("lost")))
 		time.Sleep(2 * time.Minute)
 		home, once := netip.MustParseAddrPort(placeA), netip.MustParseAddrPort(placeC)
+		mu.Lock()
 		if toA.Endpoint() != home || to[home] < 5 || to[once] < 5 {
 			t.Errorf("the peer is at %s after datagrams to %v", toA.Endpoint(), to)
 		}
 		clear(to)
+		mu.Unlock()
 		must(t, b.send(toA, []byte("lost")))
 		time.Sleep(2 * time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
 		if to[home] < 10 || to[once] != 0 {
 			t.Errorf("later datagrams went to %v", to)
 		}
