@@ -38,6 +38,16 @@ var errRootlessKernel = errors.New("rootless: a tunnel device in the containers'
 
 // KernelVXLAN implements agent.Host.
 func (h host) KernelVXLAN(ctx context.Context) error {
+	return h.probeKernel(func(driver *kernel.Driver) error { return driver.Probe(ctx) })
+}
+
+// KernelWireGuard implements agent.Host.
+func (h host) KernelWireGuard(ctx context.Context) error {
+	return h.probeKernel(func(driver *kernel.Driver) error { return driver.ProbeWireGuard(ctx) })
+}
+
+// probeKernel asks the kernel whether it can carry packets for this host.
+func (h host) probeKernel(probe func(*kernel.Driver) error) error {
 	if h.Inner != nil {
 		return errRootlessKernel
 	}
@@ -46,7 +56,7 @@ func (h host) KernelVXLAN(ctx context.Context) error {
 		return err
 	}
 	defer driver.Close()
-	return driver.Probe(ctx)
+	return probe(driver)
 }
 
 // ExistingMAC implements agent.Host.
@@ -57,19 +67,6 @@ func (h host) ExistingMAC(want tunnel.Link) (tunnel.MAC, bool, error) {
 	}
 	defer driver.Close()
 	return driver.ExistingMAC(want)
-}
-
-// KernelWireGuard implements agent.Host.
-func (h host) KernelWireGuard(ctx context.Context) error {
-	if h.Inner != nil {
-		return errRootlessKernel
-	}
-	driver, err := h.kernel()
-	if err != nil {
-		return err
-	}
-	defer driver.Close()
-	return driver.ProbeWireGuard(ctx)
 }
 
 // UsableTUN implements agent.Host.
