@@ -16,7 +16,7 @@ import (
 // which scripts find as $WIREGUARD_GO_BIN, set up by wg.
 func TestWireGuard(t *testing.T) {
 	testscript.Run(t, script.Params(script.Config{
-		Dir: "testdata/wireguard",
+		Dir: "testdata/wireguard", Commands: new(wiretap).commands(),
 		Setup: func(env *testscript.Env) error {
 			binary := os.Getenv("WIREGUARD_GO_BIN")
 			if binary == "" {
