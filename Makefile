@@ -30,6 +30,7 @@ export WEFT_CNI_BIN := $(BIN)/weft-cni
 export WEFT_LAB_BIN := $(BIN)/weft-lab
 export WEFT_KUBE_BIN := $(CACHE)/weft-kube
 export FLANNELD_BIN := $(CACHE)/flannel
+export WIREGUARD_GO_BIN := $(CACHE)/wireguard-go
 export CNI_PATH := $(CACHE)/cni
 # Debian's kernel, which tests start an emulated machine with.
 export WEFT_GUEST_LINUX := $(CACHE)/linux
@@ -51,7 +52,7 @@ test: build cni ## every test that needs no outside service; it builds, or insta
 	$(GO) vet ./...
 	CGO_ENABLED=1 $(GO) test -race ./...
 
-e2e: tools build cni kube $(FLANNELD_BIN) $(WEFT_GUEST_LINUX) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld
+e2e: tools build cni kube $(FLANNELD_BIN) $(WIREGUARD_GO_BIN) $(WEFT_GUEST_LINUX) ## whole programs on a real kube-apiserver, a second kernel, beside flanneld and wireguard-go
 	$(GO) test -tags e2e -count=1 -timeout 30m ./bench/cluster ./bench/datapath ./bench/demo ./bench/differential ./bench/e2e ./tunnel/datapath
 
 lint: ## golangci-lint with the chosen linters, and formatting
@@ -102,6 +103,11 @@ $(CNI_PLUGINS):
 $(CACHE)/flannel:
 	@echo "building flanneld $(FLANNEL_VERSION) (once)"
 	@CGO_ENABLED=1 GOBIN=$(CACHE) $(GO) install $(GOFLAGS_BIN) github.com/flannel-io/flannel@$(FLANNEL_VERSION)
+
+# Of the version in go.mod.
+$(WIREGUARD_GO_BIN): go.mod
+	@echo "building wireguard-go"
+	@$(GO) build $(GOFLAGS_BIN) -o $@ golang.zx2c4.com/wireguard
 
 $(WEFT_GUEST_LINUX):
 	@bench/e2e/linux.sh $@

@@ -149,6 +149,8 @@ type Policy struct {
 	RandomFully  bool
 	ForwardRules bool
 	Blackhole    bool // blackhole route for the own subnet
+	// Confine: this system has blackhole routes, for what must not leave in clear.
+	Confine bool
 	// KeepChecksums: inner checksums are neither left to peers nor finished for them.
 	KeepChecksums bool
 	// Prefer is the order in which encapsulations are tried. One that is not in it

@@ -186,7 +186,7 @@ func runAgent(ctx context.Context, o options) error {
 	defer source.Close()
 	cfg := agent.Config{
 		Node: o.node, Version: version(), Source: source, Host: host, Engine: o.engine, Device: tunName,
-		Masquerade: o.ipMasq, RandomFully: !o.masqRandomOff, ForwardRules: o.forwardRules, Blackhole: o.blackhole,
+		Masquerade: o.ipMasq, RandomFully: !o.masqRandomOff, ForwardRules: o.forwardRules, Blackhole: o.blackhole, Confine: runtime.GOOS == "linux",
 		KeepChecksums: keepChecksums, NoDirect: inner != nil, NoVXLAN: !o.wireGuard.vxlan,
 		SubnetFile: o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
 		Status: status, Logger: logger,

@@ -112,6 +112,7 @@ type Config struct {
 	RandomFully   bool
 	ForwardRules  bool
 	Blackhole     bool
+	Confine       bool // as in control.Policy
 	KeepChecksums bool // as in control.Policy
 	NoDirect      bool // as in control.Offers; a host without a device offers that anyway
 	NoVXLAN       bool // this host is to terminate no VXLAN
@@ -253,7 +254,7 @@ func (a *Agent) policyOf(config netconf.Config) control.Policy {
 	policy := control.Policy{
 		Backend: config.Backend.Type, VNI: config.Backend.VNI, Port: config.Backend.Port, MTU: config.Backend.MTU,
 		Learning: config.Backend.Learning, GBP: config.Backend.GBP, Direct: config.Backend.DirectRouting,
-		Masquerade: a.Masquerade, RandomFully: a.RandomFully, ForwardRules: a.ForwardRules, Blackhole: a.Blackhole,
+		Masquerade: a.Masquerade, RandomFully: a.RandomFully, ForwardRules: a.ForwardRules, Blackhole: a.Blackhole, Confine: a.Confine,
 		KeepChecksums: a.KeepChecksums,
 		Prefer:        config.Backend.Prefer, Encrypt: config.Backend.Encrypt,
 		WireGuardPorts: config.Backend.ListenPorts, Keepalive: config.Backend.PersistentKeepalive,

@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/tunnel"
@@ -87,6 +88,17 @@ func (b *builder) furnish(s *side) {
 	}
 	if b.policy.Blackhole {
 		b.objects = append(b.objects, key(tunnel.Route{Prefix: s.own.Subnet, Blackhole: true}))
+	}
+}
+
+// confine keeps what pods send to pods that there is no way to from the host's
+// default route, where everybody must use WireGuard: they would be read on the
+// wire. It needs no peer, no engine and no agent that runs, nor a family that
+// works.
+func (b *builder) confine(s *side) {
+	must := b.policy.Encrypt == control.EncryptAlways || b.policy.Backend == backendWireGuard
+	if must && b.policy.Confine && !b.deviceless() && !slices.ContainsFunc(b.self.Underlay.Addrs, s.network.Contains) {
+		b.objects = append(b.objects, key(tunnel.Route{Prefix: s.network, Blackhole: true}))
 	}
 }
 

@@ -39,6 +39,7 @@ func Plan(snapshot control.Snapshot, self control.Self, policy control.Policy) c
 	b.survey()
 	hosts := b.admit(snapshot.Leases)
 	for _, s := range b.sides {
+		b.confine(s)
 		if s.off == "" {
 			b.furnish(s)
 			b.settle(s, hosts)

@@ -127,7 +127,7 @@ func randomWorld(pick picker) world {
 	w.policy.Backend = one(pick, "vxlan", "vxlan", "vxlan", "host-gw", "wireguard")
 	randomPolicy(pick, &w.policy)
 	w.policy.Direct = pick(3) == 0
-	w.policy.Masquerade, w.policy.Blackhole = pick(2) == 0, pick(2) == 0
+	w.policy.Masquerade, w.policy.Blackhole, w.policy.Confine = pick(2) == 0, pick(2) == 0, pick(2) == 0
 	w.policy.MTU = one(pick, 0, 0, 0, 1400, 9000, 1300)
 	switch pick(8) {
 	case 0:
