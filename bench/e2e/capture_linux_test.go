@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +29,7 @@ import (
 //	capture HOST...                 begin to look at eth0 of these hosts
 //	capture-end                     end; says how many packets there were of each kind, per host and in all
 //	canary FROM TARGET PORT         have a pod send the canary text by UDP, a thousand times a second, until the end
-//	canaries FROM TO [time=5s]      a TCP stream of the canary text, as fast as it goes
+//	canaries FROM TO PACKETS        TCP streams of the canary text, until so many packets more have been captured
 type wiretap struct {
 	mu      sync.Mutex
 	running map[*script.Run]*recording
@@ -37,6 +38,7 @@ type wiretap struct {
 // recording is what one script captures.
 type recording struct {
 	taps   []*tap
+	seen   atomic.Int64 // packets so far, on all of them
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 }
@@ -48,7 +50,7 @@ var wiretapped = eavesdropper{
 }
 
 func (w *wiretap) commands() map[string]script.Command {
-	return map[string]script.Command{"capture": w.begin, "capture-end": w.end, "canary": singAlong, "canaries": singThrough}
+	return map[string]script.Command{"capture": w.begin, "capture-end": w.end, "canary": singAlong, "canaries": w.singThrough}
 }
 
 func (w *wiretap) begin(run *script.Run, args []string) error {
@@ -76,7 +78,7 @@ func (w *wiretap) begin(run *script.Run, args []string) error {
 			return fmt.Errorf("capture on %s: %w", name, err)
 		}
 		r.taps = append(r.taps, t)
-		r.done.Go(func() { t.run(ctx) })
+		r.done.Go(func() { t.run(ctx, &r.seen) })
 	}
 	w.running[run] = r
 	return nil
@@ -178,7 +180,7 @@ type message struct {
 }
 
 // run judges packets until ctx ends and the socket is empty.
-func (t *tap) run(ctx context.Context) {
+func (t *tap) run(ctx context.Context, seen *atomic.Int64) {
 	defer unix.Close(t.fd)
 	buffers := make([][1 << 16]byte, tapBatch)
 	vectors := make([]unix.Iovec, tapBatch)
@@ -209,6 +211,7 @@ func (t *tap) run(ctx context.Context) {
 			t.err = errno
 			return
 		}
+		seen.Add(int64(n))
 		for i := range n {
 			t.judge(buffers[i][:messages[i].length])
 		}
@@ -265,18 +268,10 @@ func singAlong(run *script.Run, args []string) error {
 	return nil
 }
 
-// singThrough sends a stream that holds nothing else.
-func singThrough(run *script.Run, args []string) error {
-	length := 5 * time.Second
-	if len(args) == 3 {
-		var err error
-		if length, err = time.ParseDuration(args[2][len("time="):]); err != nil {
-			return err
-		}
-		args = args[:2]
-	}
-	if len(args) != 2 {
-		return errors.New("usage: canaries FROM TO [time=5s]")
+// singThrough sends nothing else, second by second.
+func (w *wiretap) singThrough(run *script.Run, args []string) error {
+	if len(args) != 3 {
+		return errors.New("usage: canaries FROM TO PACKETS")
 	}
 	from, err := run.Place(args[0])
 	if err != nil {
@@ -290,17 +285,31 @@ func singThrough(run *script.Run, args []string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := to.Listen(context.Background(), "tcp", netip.AddrPortFrom(addrs[0], 0).String())
+	packets, err := strconv.ParseInt(args[2], 10, 64)
 	if err != nil {
 		return err
 	}
-	dial := func(ctx context.Context) (net.Conn, error) {
-		conn, err := from.Dial(ctx, "tcp", listener.Addr().String())
-		return canaries{conn}, err
+	w.mu.Lock()
+	r := w.running[run]
+	w.mu.Unlock()
+	if r == nil {
+		return errors.New("there is no capture")
 	}
-	gbps, err := lab.ThroughputOver(context.Background(), listener, dial, length)
-	fmt.Fprintf(run.Stdout, "%.3f Gbit/s\n", gbps)
-	return err
+	for goal := r.seen.Load() + packets; r.seen.Load() < goal; {
+		listener, err := to.Listen(context.Background(), "tcp", netip.AddrPortFrom(addrs[0], 0).String())
+		if err != nil {
+			return err
+		}
+		gbps, err := lab.ThroughputOver(context.Background(), listener, func(ctx context.Context) (net.Conn, error) {
+			conn, err := from.Dial(ctx, "tcp", listener.Addr().String())
+			return canaries{conn}, err
+		}, time.Second)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(run.Stdout, "%.3f Gbit/s\n", gbps)
+	}
+	return nil
 }
 
 // canaries is a connection on which all that is written is the canary text.

@@ -15,8 +15,10 @@ import (
 // TestWireGuard has hosts in the network that run stock WireGuard: wireguard-go,
 // which scripts find as $WIREGUARD_GO_BIN, set up by wg.
 func TestWireGuard(t *testing.T) {
+	commands := new(wiretap).commands()
+	commands["recover"] = recoverAgain
 	testscript.Run(t, script.Params(script.Config{
-		Dir: "testdata/wireguard", Commands: new(wiretap).commands(),
+		Dir: "testdata/wireguard", Commands: commands,
 		Setup: func(env *testscript.Env) error {
 			binary := os.Getenv("WIREGUARD_GO_BIN")
 			if binary == "" {

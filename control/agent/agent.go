@@ -240,6 +240,9 @@ func (a *Agent) equip(ctx context.Context, self *control.Self) (reason string, e
 	}
 	if self.WireGuard == "" {
 		a.ring = nil // nothing is offered
+		if a.NoVXLAN && !mayElse(a.policy) {
+			return "", fmt.Errorf("nobody could reach this host: --vxlan=false, and no WireGuard: %s", why)
+		}
 	}
 	a.Logger.Info("WireGuard", "engine", self.WireGuard, "reason", why)
 	a.Status.setWireGuard(self.WireGuard, why, a.ring)

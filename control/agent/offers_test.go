@@ -3,7 +3,9 @@ package agent
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -40,6 +42,27 @@ func TestOffersAreTheEngines(t *testing.T) {
 		claim, err := a.claim(control.Self{Host: "a", Engine: test.engine, Underlay: outer.Underlay}, outer)
 		if err != nil || claim.Offers != test.want {
 			t.Errorf("%s: offers %+v, %v, want %+v", name, claim.Offers, err, test.want)
+		}
+	}
+}
+
+// TestNobodyReachesThisHost: a host that is told to terminate no VXLAN, where
+// net-conf has nobody use WireGuard, says so instead of calling itself up.
+func TestNobodyReachesThisHost(t *testing.T) {
+	for name, test := range map[string]struct {
+		policy control.Policy
+		want   string
+	}{
+		"vxlan alone":       {control.Policy{Backend: "vxlan", Prefer: []tunnel.Encap{tunnel.EncapVXLAN}}, "nobody could reach this host: --vxlan=false, and no WireGuard: net-conf has nobody use it"},
+		"routed where near": {control.Policy{Backend: "vxlan", Prefer: []tunnel.Encap{tunnel.EncapDirect, tunnel.EncapVXLAN}}, ""},
+		"host-gw":           {control.Policy{Backend: "host-gw", Encrypt: control.EncryptNever}, ""},
+	} {
+		a := quietAgent()
+		a.Engine, a.Device, a.Host, a.NoVXLAN, a.policy = "auto", "weft0", newFakeHost(), true, test.policy
+		a.WireGuard = &WireGuard{Engine: "auto", KeyFile: filepath.Join(t.TempDir(), "key")}
+		_, err := a.equip(t.Context(), &control.Self{})
+		if got := fmt.Sprint(err); (err != nil || test.want != "") && got != test.want {
+			t.Errorf("%s: %s, want %q", name, got, test.want)
 		}
 	}
 }

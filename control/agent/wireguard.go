@@ -66,6 +66,11 @@ func mustWireGuard(policy control.Policy) bool {
 	return policy.Backend == string(tunnel.EncapWireGuard) || policy.Encrypt == control.EncryptAlways
 }
 
+// mayElse says whether a host with neither VXLAN nor WireGuard could be reached.
+func mayElse(policy control.Policy) bool {
+	return policy.Backend != string(tunnel.EncapVXLAN) || policy.Direct || slices.Contains(policy.Prefer, tunnel.EncapDirect)
+}
+
 // openKeys reads the private keys, or makes them. Without WireGuard there are
 // none, and it returns nil and the reason.
 func (a *Agent) openKeys() (ring *keyring, reason string, err error) {

@@ -26,3 +26,13 @@ func (r *Run) Background(name string, cmd *exec.Cmd) error {
 // Defer has f called when the script ends, before its lab goes away; the last
 // one first.
 func (r *Run) Defer(f func() error) { r.deferred = append(r.deferred, f) }
+
+// Do runs one of the script's commands, for commands of a test's own that are
+// made of others. Its output is in Stdout and Stderr.
+func (r *Run) Do(name string, args ...string) error {
+	command := r.commands[name]
+	if command == nil {
+		return fmt.Errorf("no command %q", name)
+	}
+	return command(r, args)
+}
