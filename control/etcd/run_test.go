@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -177,6 +178,7 @@ func TestRunCompacted(t *testing.T) {
 	line := newLine(t, st.endpoint)
 	cfg := st.config()
 	cfg.Endpoints = []string{line.endpoint}
+	cfg.Previous = []netip.Prefix{prefix("10.244.1.0/24")} // not one that a peer has below
 	s := st.source(cfg)
 	st.acquire(s, claim(1))
 	stale, err := s.list(t.Context())

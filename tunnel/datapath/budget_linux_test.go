@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net/netip"
-	"runtime"
 	"testing"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/weft-net/weft/bench/lab"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
+	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
 // maxCalls is how many system calls an end may make for 1000 segments of bulk
@@ -96,7 +96,7 @@ func (zeros) Read(b []byte) (int, error) {
 // TestPeersCostNoGoroutine: an engine has as many goroutines with 5000 peers as with one.
 func TestPeersCostNoGoroutine(t *testing.T) {
 	sites := newSites(t, 4, lab.OffloadFull, false, false)
-	before := runtime.NumGoroutine()
+	before := tunneltest.Goroutines("weft/tunnel")
 	var peers []tunnel.Peer
 	for i := range 5000 {
 		peers = append(peers, strangePeer(i))
@@ -106,7 +106,7 @@ func TestPeersCostNoGoroutine(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if after := runtime.NumGoroutine(); after > before {
+	if after := tunneltest.Goroutines("weft/tunnel"); after > before {
 		t.Errorf("%d goroutines became %d", before, after)
 	}
 }

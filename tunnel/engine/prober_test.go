@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -449,7 +448,7 @@ func TestProberManyPeers(t *testing.T) {
 		peers = append(peers, manyPeer(i))
 	}
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
-		before := runtime.NumGoroutine()
+		before := tunneltest.Goroutines("tunnel/engine.(*prober)")
 		paths := p.setPeers(entries(peers...), nil)
 		time.Sleep(time.Minute)
 		if n := u.probes(netip.AddrPort{}); n != 0 {
@@ -464,7 +463,7 @@ func TestProberManyPeers(t *testing.T) {
 		if u.peak > probeBurst+2*len(outerSizes) {
 			t.Errorf("%d probes at one time", u.peak)
 		}
-		if after := runtime.NumGoroutine(); after > before {
+		if after := tunneltest.Goroutines("tunnel/engine.(*prober)"); after > before {
 			t.Errorf("%d goroutines more", after-before)
 		}
 		u.set(func() { u.limit = 1400 })

@@ -15,6 +15,7 @@ import (
 	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
 // TestBadWire holds that each packet comes at most once, whole, and that most
@@ -265,14 +266,14 @@ func TestIdlePeers(t *testing.T) {
 		runtime.ReadMemStats(&stats)
 		return stats.HeapAlloc
 	}
-	before, goroutines := heap(), runtime.NumGoroutine()
+	before, goroutines := heap(), tunneltest.Goroutines("weft/tunnel/wireguard")
 	e.setPeers(configs...)
 	each := (int64(heap()) - int64(before)) / count
 	t.Logf("%d bytes each", each)
 	if each > most || each < 100 {
 		t.Errorf("an idle peer takes %d bytes, want at most %d", each, most)
 	}
-	if now := runtime.NumGoroutine(); now > goroutines {
+	if now := tunneltest.Goroutines("weft/tunnel/wireguard"); now > goroutines {
 		t.Errorf("%d goroutines more for idle peers", now-goroutines)
 	}
 	runtime.KeepAlive(e)
