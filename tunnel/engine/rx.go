@@ -31,9 +31,12 @@ const mtuFor = time.Second
 type rx struct {
 	engine   *Engine
 	device   tunnel.Device
+	poller   Poller // nil: others have a thread of their own anyway
 	counters counters
 	arena    []byte
 	batch    []tunnel.Datagrams
+
+	datagrams int // UDP, written since the last turn of others
 
 	offloads tunnel.Offloads // of the Device
 	mtu      int             // of the Device
@@ -80,6 +83,7 @@ func newRx(e *Engine, w *worker) *rx {
 	r := &rx{
 		engine:    e,
 		device:    w.device,
+		poller:    w.poller,
 		arena:     make([]byte, rxArena),
 		batch:     make([]tunnel.Datagrams, rxRuns),
 		offloads:  w.device.Offloads(),
