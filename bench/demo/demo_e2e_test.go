@@ -187,7 +187,7 @@ func checkDocument(t *testing.T, text []byte) {
 			who += " rootless"
 		}
 		engines[host.Name] = map[string]string{
-			"kernel flannel.1,flannel-v6.1": "kernel", "userspace weft0": "userspace",
+			"kernel flannel.1,weft0,flannel-v6.1": "kernel", "userspace weft0": "userspace",
 			"userspace weft0 rootless": "rootless", "userspace none": "netstack",
 		}[who]
 		if engines[host.Name] == "" || host.Encap != "vxlan" || len(host.Subnets) != 2 {
