@@ -21,7 +21,10 @@ type poller struct {
 	calls  atomic.Uint64
 	closed atomic.Bool
 	mu     sync.Mutex // held while waiting
-	yields bool       // of the thread that has entered
+
+	yielded time.Time // last
+	short   bool      // the thread's slice is
+	fixed   bool      // the slice cannot be changed
 }
 
 // newPoller waits for groups of descriptors, the first group being bit 0.
@@ -44,37 +47,55 @@ func newPoller(groups [][]int) (*poller, error) {
 	return p, nil
 }
 
-// slice is how long the thread runs while others want the processor, as the
-// scheduler has it (sched_setattr(2), from 6.12 on). Turns are as many as before, and
-// shorter: between two of them a receiver's buffer does not overflow.
-const slice = 300 * time.Microsecond
+const (
+	// slice is how long the thread runs while others want the processor, as the
+	// scheduler has it (sched_setattr(2), from 6.12 on). Turns are as many as before,
+	// and shorter: between two of them a receiver's buffer does not overflow.
+	slice = 300 * time.Microsecond
+	// crowd is the time between two Yields below which the thread wants such turns. At
+	// all other times they are a loss: a thread with a short slice preempts whoever
+	// wakes it, and one packet's way takes longer.
+	crowd = 500 * time.Microsecond
+)
 
-// Enter implements engine.Poller. Where the scheduler does not take the slice, a
+// Yield implements engine.Poller. Where the scheduler does not take the slice, a
 // turn given away would be a long one, and none is.
-func (p *poller) Enter() {
-	const self = 0
-	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Runtime: uint64(slice)}
-	if now, err := unix.SchedGetAttr(self, 0); err == nil {
-		if now.Policy != unix.SCHED_NORMAL {
-			return // somebody has decided otherwise
-		}
-		attr.Nice = now.Nice
+func (p *poller) Yield() {
+	now := time.Now()
+	short := now.Sub(p.yielded) < crowd
+	p.yielded = now
+	if short != p.short && !p.fixed {
+		p.setSlice(short)
 	}
-	if unix.SchedSetAttr(self, &attr, 0) != nil {
-		return
+	if p.short {
+		p.called(1)
+		_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // it does not fail
 	}
-	now, err := unix.SchedGetAttr(self, 0)
-	p.yields = err == nil && now.Runtime == uint64(slice)
 }
 
-// Yield implements engine.Poller.
-func (p *poller) Yield() {
-	if !p.yields {
+// setSlice takes or gives back the short slice, or learns that this cannot be done.
+func (p *poller) setSlice(short bool) {
+	const self = 0
+	p.called(3)
+	now, err := unix.SchedGetAttr(self, 0)
+	if err != nil || now.Policy != unix.SCHED_NORMAL { // somebody has decided otherwise
+		p.fixed = true
 		return
 	}
-	p.calls.Store(p.calls.Load() + 1)
-	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // it does not fail
+	attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: now.Policy, Nice: now.Nice}
+	if short {
+		attr.Runtime = uint64(slice) // else the scheduler's own
+	}
+	if err := unix.SchedSetAttr(self, &attr, 0); err != nil {
+		p.fixed = true
+		return
+	}
+	now, err = unix.SchedGetAttr(self, 0)
+	p.short = err == nil && now.Runtime == uint64(slice)
+	p.fixed = p.short != short
 }
+
+func (p *poller) called(n uint64) { p.calls.Store(p.calls.Load() + n) }
 
 // Wait implements engine.Poller. A descriptor with an error counts as ready:
 // reading tells what is wrong.
@@ -82,7 +103,7 @@ func (p *poller) Wait() (ready uint64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !p.closed.Load() {
-		p.calls.Store(p.calls.Load() + 1)
+		p.called(1)
 		if _, err := unix.Poll(p.fds, -1); err != nil {
 			if err == unix.EINTR {
 				continue

@@ -3,13 +3,14 @@ package datapath
 import (
 	"runtime"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// The thread that enters has short turns where the scheduler offers that, its
-// nice value and policy as they were, and gives turns away only then.
-func TestPollerEnter(t *testing.T) {
+// Threads that yield often have short turns where the scheduler offers that, and
+// what they had before when they no longer do; nice value and policy stay.
+func TestPollerYield(t *testing.T) {
 	for _, test := range []struct {
 		policy uint32
 		nice   int32
@@ -23,23 +24,35 @@ func TestPollerEnter(t *testing.T) {
 				t.Error(err)
 				return
 			}
+			runtimeOf := func() uint64 {
+				now, err := unix.SchedGetAttr(0, 0)
+				if err != nil {
+					t.Error(err)
+					return 0
+				}
+				if now.Policy != test.policy || now.Nice != test.nice {
+					t.Errorf("policy %d, nice %d have become %d, %d", test.policy, test.nice, now.Policy, now.Nice)
+				}
+				return now.Runtime
+			}
+			own := runtimeOf()
+			t.Logf("policy %d: slice %d ns", test.policy, own)
+			offered := own != 0 && test.policy == unix.SCHED_NORMAL // before 6.12 it is not told
 			p := &poller{}
-			p.Enter()
-			after, err := unix.SchedGetAttr(0, 0)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			if after.Policy != test.policy || after.Nice != test.nice {
-				t.Errorf("policy %d, nice %d have become %d, %d", test.policy, test.nice, after.Policy, after.Nice)
-			}
-			short := after.Runtime == uint64(slice)
-			if short != p.yields || short && test.policy != unix.SCHED_NORMAL {
-				t.Errorf("policy %d: slice %d ns, yields %v", test.policy, after.Runtime, p.yields)
-			}
 			p.Yield()
-			if yielded := p.Calls() == 1; yielded != p.yields {
-				t.Errorf("%d system calls, yields %v", p.Calls(), p.yields)
+			if got := runtimeOf(); got != own || p.Calls() != 0 {
+				t.Errorf("after one turn: slice %d ns, %d calls; before %d ns", got, p.Calls(), own)
+			}
+			p.yielded = time.Now().Add(time.Hour) // however slow the machine is
+			p.Yield()
+			if short := runtimeOf() == uint64(slice); short != offered || p.short != short || p.fixed == short {
+				t.Errorf("policy %d, often: slice %d ns, offered %v, %+v", test.policy, runtimeOf(), offered, p)
+			}
+			p.yielded = time.Now().Add(-crowd)
+			calls := p.Calls()
+			p.Yield()
+			if got := runtimeOf(); got != own || p.short || !offered && p.Calls() != calls {
+				t.Errorf("policy %d, seldom: slice %d ns, before %d, %+v", test.policy, got, own, p)
 			}
 		}()
 		<-done

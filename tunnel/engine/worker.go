@@ -34,15 +34,13 @@ type Worker struct {
 
 // Poller waits for the Device and the Sockets of one Worker.
 type Poller interface {
-	// Enter is called once, by the thread that calls Wait and Yield from then on and
-	// does nothing else.
-	Enter()
 	// Wait waits until something can be read: of the Device, which is bit 0, or
 	// of Sockets[i], which is bit 1+i, or of Sealed[i], whose bits follow. It
 	// returns ErrClosed after Close.
 	Wait() (ready uint64, err error)
 	// Yield gives threads a turn that wait for this processor, if it costs no more
-	// than a short one. It does not wait for anything.
+	// than a short one. It does not wait for anything. The thread that calls it does
+	// nothing else: Yield may change how it is scheduled.
 	Yield()
 	// Calls is the number of system calls made by Wait and Yield.
 	Calls() uint64
@@ -127,8 +125,7 @@ func (w *worker) start(group *errgroup.Group) {
 // run serves all sources in turn. Its thread is its own: a wake-up of it is
 // then one of the kernel's alone.
 func (w *worker) run() error {
-	runtime.LockOSThread() // for good: what Enter has changed ends with the thread
-	w.poller.Enter()
+	runtime.LockOSThread() // for good: what Yield has changed ends with the thread
 	for {
 		ready, err := w.poller.Wait()
 		if err != nil {
