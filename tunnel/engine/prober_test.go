@@ -448,6 +448,7 @@ func TestProberManyPeers(t *testing.T) {
 		peers = append(peers, manyPeer(i))
 	}
 	probing(t, hereOuter, func(t *testing.T, p *prober, u *underlay) {
+		synctest.Wait() // Run has begun
 		before := tunneltest.Goroutines("tunnel/engine.(*prober)")
 		paths := p.setPeers(entries(peers...), nil)
 		time.Sleep(time.Minute)
