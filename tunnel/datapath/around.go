@@ -22,12 +22,7 @@ func OpenAround(device tunnel.Device, config Config) ([]engine.Worker, error) {
 	failed := func(err error) ([]engine.Worker, error) {
 		return nil, errors.Join(err, closeAll(worker.Sockets), closeAll(worker.Sealed), closeAll(worker.Probes))
 	}
-	for _, addr := range config.Listen {
-		if err := openSocket(&worker, addr, config); err != nil {
-			return failed(err)
-		}
-	}
-	for _, addr := range config.WireGuard {
+	for _, addr := range config.WireGuard { // first, as Open does
 		// Its port is not shared, so that no probe could leave from it: what is too
 		// large for the path goes out in fragments.
 		socket, err := listen(config, addr, 1)
@@ -35,6 +30,11 @@ func OpenAround(device tunnel.Device, config Config) ([]engine.Worker, error) {
 			return failed(err)
 		}
 		worker.Sealed = append(worker.Sealed, socket)
+	}
+	for _, addr := range config.Listen {
+		if err := openSocket(&worker, addr, config); err != nil {
+			return failed(err)
+		}
 	}
 	return []engine.Worker{worker}, nil
 }

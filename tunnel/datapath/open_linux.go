@@ -36,62 +36,77 @@ func open(config Config) (opened []engine.Worker, err error) {
 			err = errors.Join(err, c())
 		}
 	}()
-	opened = make([]engine.Worker, count)
-	descriptors := make([][][]int, count) // per worker, of the Device and each Socket
-	for i, queue := range queues {
-		opened[i].Device = queue
-		descriptors[i] = [][]int{{queue.Descriptor()}}
+	// WireGuard first: its ports are among those that the kernel picks from for
+	// the send sockets and probes of VXLAN.
+	var sealed, plain []group
+	for _, addr := range config.WireGuard {
+		g, err := openGroup(config, addr, 1, addr.Port(), count)
+		if err != nil {
+			return nil, err
+		}
+		closers = append(closers, g.close)
+		sealed = append(sealed, g)
 	}
 	for _, addr := range config.Listen {
-		group, probes, err := openGroup(config, addr, config.SendSockets, 0, count)
+		g, err := openGroup(config, addr, config.SendSockets, 0, count)
 		if err != nil {
 			return nil, err
 		}
-		closers = append(closers, func() error { return closeAll(group) }, probes.Close)
-		for i, socket := range group {
-			opened[i].Sockets = append(opened[i].Sockets, socket)
-			descriptors[i] = append(descriptors[i], socket.Descriptors())
-		}
-		opened[0].Probes = append(opened[0].Probes, probes)
+		closers = append(closers, g.close)
+		plain = append(plain, g)
 	}
-	for _, addr := range config.WireGuard {
-		group, probes, err := openGroup(config, addr, 1, addr.Port(), count)
-		if err != nil {
-			return nil, err
+	opened = make([]engine.Worker, count)
+	for i, queue := range queues {
+		w := &opened[i]
+		w.Device = queue
+		descriptors := [][]int{{queue.Descriptor()}}
+		for _, g := range plain {
+			w.Sockets = append(w.Sockets, g.sockets[i])
+			descriptors = append(descriptors, g.sockets[i].Descriptors())
 		}
-		closers = append(closers, func() error { return closeAll(group) }, probes.Close)
-		for i, socket := range group {
-			opened[i].Sealed = append(opened[i].Sealed, socket)
-			descriptors[i] = append(descriptors[i], socket.Descriptors())
+		for _, g := range sealed {
+			w.Sealed = append(w.Sealed, g.sockets[i])
+			descriptors = append(descriptors, g.sockets[i].Descriptors())
 		}
-		opened[0].SealedProbes = append(opened[0].SealedProbes, probes)
-	}
-	for i := range opened {
-		p, err := newPoller(descriptors[i])
+		p, err := newPoller(descriptors)
 		if err != nil {
 			return nil, err
 		}
 		closers = append(closers, p.Close)
-		opened[i].Poller = p
+		w.Poller = p
+	}
+	for _, g := range plain {
+		opened[0].Probes = append(opened[0].Probes, g.probes)
+	}
+	for _, g := range sealed {
+		opened[0].SealedProbes = append(opened[0].SealedProbes, g.probes)
 	}
 	return opened, nil
 }
 
-// openGroup opens the sockets of all workers for an outer address, and the one
-// for probes, which leave from a port: 0 is any.
-func openGroup(config Config, addr netip.AddrPort, senders int, probePort uint16, count int) ([]*udp.Socket, *udp.ProbeSocket, error) {
-	group, err := udp.ListenGroup(udp.Config{
+// group is what is opened for an outer address: a socket for each worker, and
+// one for probes.
+type group struct {
+	sockets []*udp.Socket
+	probes  *udp.ProbeSocket
+}
+
+func (g group) close() error { return errors.Join(closeAll(g.sockets), g.probes.Close()) }
+
+// openGroup opens a group whose probes leave from a port: 0 is any.
+func openGroup(config Config, addr netip.AddrPort, senders int, probePort uint16, count int) (group, error) {
+	sockets, err := udp.ListenGroup(udp.Config{
 		Addr: addr, SendSockets: senders, Polled: true,
 		GSO: config.Offloads.GSO, GRO: config.Offloads.GRO, Logger: config.Logger,
 	}, count)
 	if err != nil {
-		return nil, nil, err
+		return group{}, err
 	}
 	// What is insisted on needs no test.
-	testRuns := group[0].Offloads().UDP && config.Offloads.GSO != tunnel.On
+	testRuns := sockets[0].Offloads().UDP && config.Offloads.GSO != tunnel.On
 	probes, err := udp.OpenProbe(netip.AddrPortFrom(addr.Addr(), probePort), testRuns)
 	if err != nil {
-		return nil, nil, errors.Join(err, closeAll(group))
+		return group{}, errors.Join(err, closeAll(sockets))
 	}
-	return group, probes, nil
+	return group{sockets: sockets, probes: probes}, nil
 }

@@ -10,18 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 )
 
 func TestPortTaken(t *testing.T) {
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer world.Close()
-	host, err := world.Host(lab.HostConfig{Name: "a"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	host := labtest.Host(t, labtest.New(t), lab.HostConfig{Name: "a"})
 	taken := func(where string, f func() error) {
 		t.Helper()
 		err := host.Do(f)
@@ -60,6 +53,11 @@ func TestPortTaken(t *testing.T) {
 		t.Fatalf("add vxlan device: %v: %s", err, out)
 	}
 	taken("kernel VXLAN", try("0.0.0.0:4789"))
+
+	labtest.Sysctl(t, host.Namespace, "net/ipv4/ip_local_port_range", "8472 8472")
+	if err := host.Do(try("0.0.0.0:0")); !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "no port is free") {
+		t.Errorf("no free port: %v", err)
+	}
 }
 
 func TestBuffers(t *testing.T) {

@@ -96,6 +96,8 @@ func bind(fd int, addr netip.AddrPort) error {
 	}
 	err := unix.Bind(fd, name)
 	switch {
+	case errors.Is(err, unix.EADDRINUSE) && addr.Port() == 0:
+		return fmt.Errorf("no port is free (see: sysctl net.ipv4.ip_local_port_range): %w", err)
 	case errors.Is(err, unix.EADDRINUSE):
 		return fmt.Errorf("port %d is taken by a kernel VXLAN device (see: ip -d link show type vxlan) or by another agent (see: ss -lunp): %w", addr.Port(), err)
 	case errors.Is(err, unix.EADDRNOTAVAIL):
