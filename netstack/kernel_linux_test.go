@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
 	"github.com/weft-net/weft/tunnel/udp"
@@ -29,27 +30,17 @@ type kernelSite struct {
 // another, which are peers.
 func withKernel(t testing.TB, offload lab.Offload) (*site, *kernelSite) {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	world := labtest.New(t)
 	var hosts [2]*lab.Host
 	for i := range hosts {
-		if hosts[i], err = world.Host(lab.HostConfig{Name: fmt.Sprintf("site%d", i+1)}); err != nil {
-			t.Fatal(err)
-		}
+		hosts[i] = labtest.Host(t, world, lab.HostConfig{Name: fmt.Sprintf("site%d", i+1)})
 		if err := hosts[i].Link(lab.LinkProps{Offload: offload}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	const port = 8472
 	var socket tunnel.Socket
-	err = hosts[0].Do(func() (err error) {
+	err := hosts[0].Do(func() (err error) {
 		socket, err = udp.Listen(udp.Config{Addr: netip.AddrPortFrom(hosts[0].Addr(4), port), SendSockets: 8})
 		return err
 	})

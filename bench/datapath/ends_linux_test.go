@@ -10,21 +10,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 )
 
 // newBench makes a bench whose ends are this program.
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	world := labtest.New(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

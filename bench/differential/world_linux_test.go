@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/engine"
@@ -88,15 +89,7 @@ type host struct {
 
 func newWorld(t *testing.T, n network, pods lab.Offload) *world {
 	t.Helper()
-	made, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := made.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	made := labtest.New(t)
 	add := func(name string) *lab.Host {
 		added, err := made.Host(lab.HostConfig{Name: name, NoDefaultRoute: true})
 		if err == nil {

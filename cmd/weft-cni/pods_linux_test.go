@@ -20,6 +20,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/control/state"
 )
 
@@ -43,15 +44,9 @@ type node struct {
 
 func newNode(t *testing.T, config string, env state.SubnetEnv) *node {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { world.Close() })
+	world := labtest.New(t)
 	n := &node{T: t, world: world, bin: t.TempDir()}
-	if n.host, err = world.Host(lab.HostConfig{Name: "node"}); err != nil {
-		t.Fatal(err)
-	}
+	n.host = labtest.Host(t, world, lab.HostConfig{Name: "node"})
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

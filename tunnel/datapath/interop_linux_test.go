@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/datapath"
 	"github.com/weft-net/weft/tunnel/engine"
@@ -82,15 +83,7 @@ type sitesConfig struct {
 // makeSites is newSites with more to say.
 func makeSites(t *testing.T, config sitesConfig, kernel ...bool) []*site {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	world := labtest.New(t)
 	var sites []*site
 	for i, isKernel := range kernel {
 		s := &site{
@@ -104,10 +97,9 @@ func makeSites(t *testing.T, config sitesConfig, kernel ...bool) []*site {
 		if isKernel {
 			s.device = "flannel.7"
 		}
-		if s.host, err = world.Host(lab.HostConfig{Name: fmt.Sprintf("site%d", s.number)}); err != nil {
-			t.Fatal(err)
-		}
+		s.host = labtest.Host(t, world, lab.HostConfig{Name: fmt.Sprintf("site%d", s.number)})
 		s.outer = s.host.Addr(config.outerFamily)
+		var err error
 		s.pod, err = s.host.Pod(lab.PodConfig{Name: fmt.Sprintf("pod%d", s.number), MTU: s.mtu, Addresses: []netip.Prefix{
 			netip.PrefixFrom(s.podAddr(true), 24), netip.PrefixFrom(s.podAddr(false), 64),
 		}})

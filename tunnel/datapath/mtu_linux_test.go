@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/pathmtu"
 )
@@ -33,15 +34,7 @@ type internet struct {
 // the second with a kernel VXLAN device if kernel says so.
 func newInternet(t *testing.T, outerFamily, mtu int, kernel bool) *internet {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	world := labtest.New(t)
 	n := &internet{t: t, world: world, overhead: 50}
 	if outerFamily == 6 {
 		n.overhead = 70
@@ -63,9 +56,7 @@ func newInternet(t *testing.T, outerFamily, mtu int, kernel bool) *internet {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s.host, err = world.Host(lab.HostConfig{Name: fmt.Sprintf("site%d", s.number), Switch: net, MTU: mtu}); err != nil {
-			t.Fatal(err)
-		}
+		s.host = labtest.Host(t, world, lab.HostConfig{Name: fmt.Sprintf("site%d", s.number), Switch: net, MTU: mtu})
 		s.outer = s.host.Addr(outerFamily)
 		s.pod, err = s.host.Pod(lab.PodConfig{Name: fmt.Sprintf("pod%d", s.number), MTU: s.mtu, Addresses: []netip.Prefix{
 			netip.PrefixFrom(s.podAddr(true), 24), netip.PrefixFrom(s.podAddr(false), 64),

@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
@@ -29,28 +30,11 @@ type testHost struct {
 	driver *Driver
 }
 
-func newWorld(t *testing.T) *lab.Lab {
-	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return world
-}
-
 func addHost(t *testing.T, world *lab.Lab, name string) *testHost {
 	t.Helper()
-	host, err := world.Host(lab.HostConfig{Name: name})
-	if err != nil {
-		t.Fatal(err)
-	}
+	host := labtest.Host(t, world, lab.HostConfig{Name: name})
 	h := &testHost{Host: host, t: t}
-	err = host.Do(func() (err error) {
+	err := host.Do(func() (err error) {
 		h.driver, err = Open(Config{Logger: discard})
 		return err
 	})

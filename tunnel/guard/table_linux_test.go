@@ -9,11 +9,12 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
 func TestGolden(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	h.apply(firewall4(), firewall6())
 	want, err := os.ReadFile("testdata/table.txt")
 	if err != nil {
@@ -41,7 +42,7 @@ func variants(fw tunnel.Firewall) (all []tunnel.Firewall) {
 
 // TestVariants goes from every Firewall to every other one.
 func TestVariants(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	for _, fw := range []tunnel.Firewall{firewall4(), firewall6()} {
 		wide := fw
 		wide.Network = netip.PrefixFrom(fw.Network.Addr(), 8).Masked()
@@ -68,7 +69,7 @@ func TestVariants(t *testing.T) {
 // TestDrift makes changes by hand to the table of one family: each must be
 // seen, told of and mended, and the other family must not notice.
 func TestDrift(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	h.apply(firewall4(), firewall6())
 	golden := h.tables()
 	for _, command := range []string{
@@ -132,7 +133,7 @@ func (h *testHost) handle(comment string) string {
 // TestOwnChangesEnd holds that what Apply does causes tokens, but looking at
 // them does not cause more.
 func TestOwnChangesEnd(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	h.apply(firewall4(), firewall6())
 	h.awaitToken("apply")
 	h.drain()
@@ -149,7 +150,7 @@ func TestOwnChangesEnd(t *testing.T) {
 
 // TestForeignTables holds that no other table is read as ours or changed.
 func TestForeignTables(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	h.nft(`
 		table ip flannel-ipv4 { comment "rules for flannel-ipv4"; chain postrtg { type nat hook postrouting priority srcnat; meta mark 0x4000 return; }; }
 		table inet weft { chain spec { return comment "10.244.0.0/16 10.244.1.0/24"; }; }
@@ -173,7 +174,7 @@ func TestForeignTables(t *testing.T) {
 // TestRefused holds that a transaction the kernel refuses changes nothing and
 // leaves the connection in order.
 func TestRefused(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	h.apply(firewall4())
 	h.driver.nft.AddTable(ip4.table())
 	h.driver.nft.FlushTable(ip4.table())
@@ -194,7 +195,7 @@ func TestRefused(t *testing.T) {
 }
 
 func TestNoRights(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	err := h.Do(func() error {
 		var none [2]unix.CapUserData
 		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
@@ -209,7 +210,7 @@ func TestNoRights(t *testing.T) {
 }
 
 func TestBadFirewalls(t *testing.T) {
-	h := addHost(t, newWorld(t), "a")
+	h := addHost(t, labtest.New(t), "a")
 	for want, change := range map[string]func(*tunnel.Firewall){
 		"network: not set":  func(f *tunnel.Firewall) { f.Network = netip.PrefixFrom(f.Network.Addr(), -1) },
 		"subnet: not set":   func(f *tunnel.Firewall) { f.Subnet = netip.PrefixFrom(f.Network.Addr(), -1) },

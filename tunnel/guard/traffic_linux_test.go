@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
@@ -21,7 +22,7 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	world := newWorld(t)
+	world := labtest.New(t)
 	n := &network{t: t, a: addHost(t, world, "a"), b: addHost(t, world, "b"), c: addHost(t, world, "c")}
 	n.podA = n.pod(n.a, "10.244.1.2/24", "fd00:10:244:1::2/64")
 	n.podB = n.pod(n.b, "10.244.2.2/24", "fd00:10:244:2::2/64")

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
@@ -29,20 +30,6 @@ type testHost struct {
 	driver *Driver
 }
 
-func newWorld(t testing.TB) *lab.Lab {
-	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return world
-}
-
 var discard = slog.New(slog.DiscardHandler)
 
 // The underlay addresses of flannel's golden state.
@@ -50,15 +37,12 @@ var underlay = []netip.Prefix{netip.MustParsePrefix("192.168.7.1/24"), netip.Mus
 
 func newHost(t *testing.T) *testHost {
 	t.Helper()
-	return addHost(t, newWorld(t), lab.HostConfig{Name: "a", Addresses: underlay})
+	return addHost(t, labtest.New(t), lab.HostConfig{Name: "a", Addresses: underlay})
 }
 
 func addHost(t *testing.T, world *lab.Lab, config lab.HostConfig) *testHost {
 	t.Helper()
-	host, err := world.Host(config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	host := labtest.Host(t, world, config)
 	h := &testHost{Host: host, t: t}
 	h.driver = h.open(Config{Logger: discard, TUN: "weft0"})
 	return h

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/internal/watch"
 )
@@ -284,7 +285,7 @@ func TestBadLinks(t *testing.T) {
 // TestOverlay lets two hosts reach each other's inner addresses, over either
 // outer family, through what two Drivers made.
 func TestOverlay(t *testing.T) {
-	world := newWorld(t)
+	world := labtest.New(t)
 	subnets := []string{"10.244.1.0/24", "10.244.2.0/24"}
 	subnets6 := []string{"fd00:10:244:1::/64", "fd00:10:244:2::/64"}
 	macs := []tunnel.MAC{ownMAC, peerMAC}

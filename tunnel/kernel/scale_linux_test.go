@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
@@ -64,7 +65,7 @@ func BenchmarkObserve5000(b *testing.B) {
 
 func benchDriver(b *testing.B) (driver *Driver) {
 	b.Helper()
-	host, err := newWorld(b).Host(lab.HostConfig{Name: "a", Addresses: underlay})
+	host, err := labtest.New(b).Host(lab.HostConfig{Name: "a", Addresses: underlay})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
@@ -18,7 +19,7 @@ import (
 // tests in a guest whose kernel does.
 var kernelHosts = map[string]func(*testing.T) *wireguardHost{
 	"kernel": func(t *testing.T) *wireguardHost {
-		return addWireGuardHost(t, newWorld(t), lab.HostConfig{Name: "a", Addresses: underlay}, ownKeys)
+		return addWireGuardHost(t, labtest.New(t), lab.HostConfig{Name: "a", Addresses: underlay}, ownKeys)
 	},
 }
 
@@ -51,7 +52,7 @@ type pair struct {
 
 func newPair(t *testing.T) *pair {
 	t.Helper()
-	world := newWorld(t)
+	world := labtest.New(t)
 	p := &pair{keys: [2]WireGuard{{Key: secret(1), Preshared: secret(9)}, {Key: secret(2), Preshared: secret(9)}}}
 	for i, name := range []string{"a", "b"} {
 		p.hosts[i] = addWireGuardHost(t, world, lab.HostConfig{Name: name}, p.keys[i])

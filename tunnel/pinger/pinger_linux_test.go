@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
@@ -66,21 +66,10 @@ func (s *site) run(format string, args ...any) {
 // newSites are two hosts that reach each other by kernel VXLAN.
 func newSites(t *testing.T) (a, b *site) {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	world := labtest.New(t)
 	var sites [2]*site
 	for i := range sites {
-		host, err := world.Host(lab.HostConfig{Name: string(rune('a' + i))})
-		if err != nil {
-			t.Fatal(err)
-		}
+		host := labtest.Host(t, world, lab.HostConfig{Name: string(rune('a' + i))})
 		sites[i] = &site{Host: host, t: t, number: i + 1, mac: tunnel.MAC{2, 0, 0, 0, 0, byte(i + 1)}}
 	}
 	for i, s := range sites {
@@ -181,7 +170,7 @@ func TestPing(t *testing.T) {
 	for _, group := range []string{"1 0", "0 0"} {
 		t.Run("ping group "+group, func(t *testing.T) {
 			a, b := newSites(t)
-			a.sysctl("net/ipv4/ping_group_range", group)
+			labtest.Sysctl(t, a.Namespace, "net/ipv4/ping_group_range", group)
 			p := newPinging(t, a)
 			for _, family := range []int{4, 6} {
 				if raw := p.of(a.network(family).Addr()).answers.raw; raw != (group == "1 0") {
@@ -250,7 +239,7 @@ func TestForeignSource(t *testing.T) {
 // TestNoRights holds that what is missing is said, and only of what needs it.
 func TestNoRights(t *testing.T) {
 	a, b := newSites(t)
-	a.sysctl("net/ipv4/ping_group_range", "1 0")
+	labtest.Sysctl(t, a.Namespace, "net/ipv4/ping_group_range", "1 0")
 	var p *Pinger
 	err := a.Do(func() (err error) {
 		var none [2]unix.CapUserData
@@ -340,11 +329,4 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%d bytes of data in %d", len(data), len(message))
 		}
 	})
-}
-
-func (s *site) sysctl(name, value string) {
-	s.t.Helper()
-	if err := s.Do(func() error { return os.WriteFile("/proc/sys/"+name, []byte(value), 0) }); err != nil {
-		s.t.Fatal(err)
-	}
 }

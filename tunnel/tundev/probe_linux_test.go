@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/tunneltest"
 )
@@ -58,17 +59,9 @@ func TestProbeWritesInsists(t *testing.T) {
 // The running kernel takes the probes, and says nothing about them to anybody,
 // be it a router or not.
 func TestProbesAreSilent(t *testing.T) {
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer world.Close()
-	host, err := world.Host(lab.HostConfig{Name: "router"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	host := labtest.Host(t, labtest.New(t), lab.HostConfig{Name: "router"})
 	var d *Device
-	err = host.Do(func() (err error) {
+	err := host.Do(func() (err error) {
 		d, err = Open(Config{Name: "probed", MTU: 1450, Polled: true})
 		return err
 	})

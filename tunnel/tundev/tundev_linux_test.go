@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/packet"
 )
@@ -28,17 +29,9 @@ func TestMain(m *testing.M) {
 // hosts makes hosts that last as long as the test.
 func hosts(t testing.TB, names ...string) (out []*lab.Host) {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { world.Close() })
+	world := labtest.New(t)
 	for _, name := range names {
-		host, err := world.Host(lab.HostConfig{Name: name})
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, host)
+		out = append(out, labtest.Host(t, world, lab.HostConfig{Name: name}))
 	}
 	return out
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 )
 
@@ -16,25 +17,15 @@ import (
 // not cut anywhere, an ICMP error about it is remembered by the system, and yet
 // the next probe leaves whole again.
 func TestProbeSocket(t *testing.T) {
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer world.Close()
+	world := labtest.New(t)
 	narrow, err := world.Switch(lab.SwitchConfig{Name: "narrow", MTU: 1400, Prefixes: []netip.Prefix{
 		netip.MustParsePrefix("192.168.65.0/24"), netip.MustParsePrefix("fd65::/64"),
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	near, err := world.Host(lab.HostConfig{Name: "near"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	distant, err := world.Host(lab.HostConfig{Name: "distant", Switch: narrow})
-	if err != nil {
-		t.Fatal(err)
-	}
+	near := labtest.Host(t, world, lab.HostConfig{Name: "near"})
+	distant := labtest.Host(t, world, lab.HostConfig{Name: "distant", Switch: narrow})
 	for _, family := range []int{4, 6} {
 		headers := 48
 		if family == 4 {
@@ -109,15 +100,8 @@ func waitPathMTU(t *testing.T, s *ProbeSocket, to netip.Addr, want int) {
 // TestPathMTUOfEach asks about several addresses with one socket; bound to no
 // address it chooses another source for each.
 func TestPathMTUOfEach(t *testing.T) {
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer world.Close()
-	host, err := world.Host(lab.HostConfig{Name: "a"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	world := labtest.New(t)
+	host := labtest.Host(t, world, lab.HostConfig{Name: "a"})
 	for i, unspecified := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 		family, loopback := 4+2*i, loopbacks[i]
 		var s *ProbeSocket

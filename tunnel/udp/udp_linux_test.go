@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/internal/linux"
 )
@@ -140,16 +141,10 @@ func TestKernelErrorConcernsItsDatagram(t *testing.T) {
 // TestSmallPath sends over a link whose MTU is below what the sender believes:
 // single datagrams are fragmented, as a kernel VXLAN device does, runs cannot be.
 func TestSmallPath(t *testing.T) {
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer world.Close()
+	world := labtest.New(t)
 	var hosts [2]*lab.Host
 	for i := range hosts {
-		if hosts[i], err = world.Host(lab.HostConfig{Name: string(rune('a' + i))}); err != nil {
-			t.Fatal(err)
-		}
+		hosts[i] = labtest.Host(t, world, lab.HostConfig{Name: string(rune('a' + i))})
 		if err := hosts[i].Link(lab.LinkProps{MTU: 1300}); err != nil {
 			t.Fatal(err)
 		}
@@ -180,7 +175,7 @@ func TestSmallPath(t *testing.T) {
 		return nil
 	})
 	silent := tunnel.Datagrams{Addr: netip.AddrPortFrom(hosts[0].Addr(4).Next().Next().Next(), 9), Parts: [][]byte{pattern(1000)}}
-	err = nil
+	var err error
 	for range 100 {
 		if _, err = full.Send([]tunnel.Datagrams{silent}); err != nil {
 			break

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 )
 
 func TestMain(m *testing.M) {
@@ -26,20 +27,8 @@ func TestMain(m *testing.M) {
 // newHost makes a host with two interfaces, and a way to run ip(8) on it.
 func newHost(t *testing.T) (host *lab.Host, ip func(args string)) {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := world.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	host, err = world.Host(lab.HostConfig{Name: "a", Addresses: []netip.Prefix{
+	host = labtest.Host(t, labtest.New(t), lab.HostConfig{Name: "a", Addresses: []netip.Prefix{
 		netip.MustParsePrefix("192.168.64.1/24"), netip.MustParsePrefix("fd64::1/64")}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	return host, func(args string) {
 		t.Helper()
 		in(t, host, func() error {

@@ -8,20 +8,14 @@ import (
 	"testing"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
 func TestServesHosts(t *testing.T) {
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer world.Close()
-	host, err := world.Host(lab.HostConfig{Name: "a"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	world := labtest.New(t)
+	host := labtest.Host(t, world, lab.HostConfig{Name: "a"})
 	router := world.Switches()[0]
 	config := Config{
 		Namespace: world.Outside(), Dir: t.TempDir(),

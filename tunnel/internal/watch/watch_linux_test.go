@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-net/weft/bench/lab"
+	"github.com/weft-net/weft/bench/lab/labtest"
 )
 
 func TestMain(m *testing.M) {
@@ -24,16 +25,8 @@ func TestMain(m *testing.M) {
 // open opens a Watcher of links and neighbours on a host of its own.
 func open(t *testing.T, relevant func(syscall.NetlinkMessage) bool) (w *Watcher, run func(input string, command ...string)) {
 	t.Helper()
-	world, err := lab.New(lab.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { world.Close() })
-	host, err := world.Host(lab.HostConfig{Name: "a"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = host.Do(func() (err error) {
+	host := labtest.Host(t, labtest.New(t), lab.HostConfig{Name: "a"})
+	err := host.Do(func() (err error) {
 		w, err = Open(Config{
 			Protocol: unix.NETLINK_ROUTE, Groups: []uint32{unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH},
 			Relevant: relevant, Logger: slog.New(slog.DiscardHandler),
