@@ -77,6 +77,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -248,19 +249,31 @@ func (r *Run) invoke(name string, neg bool, args []string) error {
 var negated = map[string]Command{"ping": pingSilent, "reach": reachSilent}
 
 // logTail is how much of each log a failure shows.
-const logTail = 4000
+const logTail = 2500
 
-// showLogs shows the ends of the logs of everything in the background.
+// showLogs shows the ends of the logs of everything in the background, first of
+// what has ended, as that tells most about a failure.
 func (r *Run) showLogs(logf func(string, ...any)) {
+	var ended, running []*job
 	for _, jobs := range []map[string]*job{r.agents, r.jobs} {
-		for name, j := range jobs {
-			text, err := os.ReadFile(j.log)
-			if err != nil {
-				logf("[log of %s: %v]", name, err)
-				continue
+		for _, name := range slices.Sorted(maps.Keys(jobs)) {
+			if j := jobs[name]; j.running() {
+				running = append(running, j)
+			} else {
+				ended = append(ended, j)
 			}
-			logf("[end of %s]\n%s", filepath.Base(j.log), text[max(0, len(text)-logTail):])
 		}
+	}
+	for _, j := range append(ended, running...) {
+		state := "runs"
+		if !j.running() {
+			state = fmt.Sprint("ended: ", j.cmd.ProcessState)
+		}
+		text, err := os.ReadFile(j.log)
+		if err != nil {
+			text = []byte(err.Error())
+		}
+		logf("[end of %s, %s]\n%s", filepath.Base(j.log), state, text[max(0, len(text)-logTail):])
 	}
 }
 
