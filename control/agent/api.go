@@ -79,11 +79,10 @@ func (a *Agent) healthAPI() http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "weft is running")
 	})
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, request *http.Request) {
-		status := a.Status.Current(request.Context())
-		if !status.Ready {
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if ready, state := a.Status.readiness(); !ready {
 			w.WriteHeader(http.StatusServiceUnavailable)
-			fmt.Fprintf(w, "weft is not ready: %s %s\n", status.State, status.Reason)
+			fmt.Fprintln(w, "weft is not ready:", state)
 			return
 		}
 		fmt.Fprintln(w, "weft is ready")

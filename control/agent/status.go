@@ -184,23 +184,26 @@ func (t *Tracker) waitFor(topic topic, reason string) {
 	t.status.Reason = strings.Join(reasons, "; ")
 }
 
-// Current is a copy of the status, with the engine's counters read now.
+// Current is a copy of the status, with what the engine, the kernel and who
+// probes ways know read now. They are asked without the lock: each has one of
+// its own, and may want to report here while it holds that.
 func (t *Tracker) Current(ctx context.Context) Status {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	status := t.status
 	status.Peers = slices.Clone(status.Peers)
-	if t.engine != nil {
-		status.Counters = t.engine.Counters()
-		status.Offloads = t.engine.Offloads()
-		putPathMTUs(status.Peers, t.engine.PathMTUs())
-		putSessions(status.Peers, t.engine.Sessions())
+	engine, kernel, watch := t.engine, t.kernel, t.watch
+	t.mu.Unlock()
+	if engine != nil {
+		status.Counters = engine.Counters()
+		status.Offloads = engine.Offloads()
+		putPathMTUs(status.Peers, engine.PathMTUs())
+		putSessions(status.Peers, engine.Sessions())
 	}
-	if t.watch != nil {
-		putHealth(status.Peers, t.watch.Report())
+	if watch != nil {
+		putHealth(status.Peers, watch.Report())
 	}
-	if t.kernel != nil {
-		handshakes, err := t.kernel.Handshakes(ctx)
+	if kernel != nil {
+		handshakes, err := kernel.Handshakes(ctx)
 		if err != nil {
 			t.logger.Debug("ask for WireGuard's handshakes", "err", err)
 		}
@@ -208,6 +211,13 @@ func (t *Tracker) Current(ctx context.Context) Status {
 	}
 	watchHandshakes(status.Peers, t.now())
 	return status
+}
+
+// readiness says whether this host is ready, and if not, how it stands.
+func (t *Tracker) readiness() (ready bool, state string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.status.Ready, t.status.State + " " + t.status.Reason
 }
 
 // setWireGuard records who carries WireGuard, and this host's keys.
