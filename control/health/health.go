@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/weft-net/weft/control"
+	"github.com/weft-net/weft/tunnel/schedule"
 )
 
 const (
@@ -112,7 +113,7 @@ type Monitor struct {
 	numbers      map[uint32]*way
 	last         uint32 // number given
 	used, single int    // ways in use with and without others
-	queue        queue
+	queue        schedule.Queue[*way]
 	sendable     time.Time // when all probes that were sent would have been due
 	news         bool      // Changed is to be called
 }
@@ -181,7 +182,7 @@ func (m *Monitor) add(p *peer, target Target, now time.Time) {
 	w := p.take(target.ID)
 	if w == nil {
 		m.last++
-		w = &way{peer: p, number: m.last, place: -1, untilFull: fullAgain}
+		w = &way{peer: p, number: m.last, untilFull: fullAgain}
 		m.numbers[w.number] = w
 		p.silent = false // something new to try
 	}
@@ -197,7 +198,7 @@ func (m *Monitor) add(p *peer, target Target, now time.Time) {
 func (m *Monitor) dropUnwanted(p *peer) {
 	for _, w := range p.before {
 		delete(m.numbers, w.number)
-		m.queue.remove(w)
+		m.queue.Remove(w)
 	}
 	p.before = nil
 }
@@ -317,16 +318,19 @@ func (m *Monitor) advance(now time.Time) (wait time.Duration, ok, news bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	defer func() { news, m.news = m.news, false }()
-	for len(m.queue) > 0 && !now.Before(m.queue[0].due) {
+	for {
+		first, ok := m.queue.First()
+		if !ok {
+			return 0, false, false
+		}
+		if now.Before(first.Due()) {
+			return first.Due().Sub(now), true, false
+		}
 		if ahead := m.sendable.Sub(now); ahead >= burst {
 			return ahead - burst + spacing, true, false
 		}
-		m.step(m.queue[0], now)
+		m.step(first, now)
 	}
-	if len(m.queue) == 0 {
-		return 0, false, false
-	}
-	return m.queue[0].due.Sub(now), true, false
 }
 
 // step settles what is overdue on a way, judges its host, and probes if that is
@@ -403,9 +407,9 @@ func (m *Monitor) schedule(p *peer) {
 			due, ok = lost, true
 		}
 		if ok {
-			m.queue.put(w, due)
+			m.queue.Put(w, due)
 		} else {
-			m.queue.remove(w)
+			m.queue.Remove(w)
 		}
 	}
 }

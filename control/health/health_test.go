@@ -477,8 +477,8 @@ func TestPeerGoes(t *testing.T) {
 			t.Errorf("%d probes to a host that is gone", n)
 		}
 		m := a.monitor
-		if len(m.Failed()) != 0 || len(m.Report()) != 0 || len(m.numbers) != 0 || len(m.queue) != 0 {
-			t.Errorf("left: %v, %v, %d, %d", m.Failed(), m.Report(), len(m.numbers), len(m.queue))
+		if len(m.Failed()) != 0 || len(m.Report()) != 0 || len(m.numbers) != 0 || m.queue.Len() != 0 {
+			t.Errorf("left: %v, %v, %d, %d", m.Failed(), m.Report(), len(m.numbers), m.queue.Len())
 		}
 	})
 }

@@ -2,9 +2,10 @@ package health
 
 import (
 	"cmp"
-	"container/heap"
 	"fmt"
 	"time"
+
+	"github.com/weft-net/weft/tunnel/schedule"
 )
 
 // remembered is the number of probes that loss is counted over, and that an
@@ -14,10 +15,10 @@ const remembered = 32
 // way is what is known of one Target.
 type way struct {
 	Target
+	schedule.Entry // by which it waits for its next step
+
 	peer   *peer
 	number uint32 // its own, in tokens
-	due    time.Time
-	place  int // in the queue; -1: not in it
 
 	probes   [remembered]probe // by sequence
 	sequence uint32            // of the last probe
@@ -237,51 +238,4 @@ func (w *way) health() Health {
 	}
 	h.Trouble = cmp.Or(w.unknown, w.unsent, silent, full)
 	return h
-}
-
-// queue is ways by the time of their next step.
-type queue []*way
-
-func (q *queue) put(w *way, due time.Time) {
-	w.due = due
-	if w.place < 0 {
-		heap.Push(q, w)
-	} else {
-		heap.Fix(q, w.place)
-	}
-}
-
-func (q *queue) remove(w *way) {
-	if w.place >= 0 {
-		heap.Remove(q, w.place)
-	}
-}
-
-// Len implements heap.Interface.
-func (q queue) Len() int { return len(q) }
-
-// Less implements heap.Interface.
-func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
-
-// Swap implements heap.Interface.
-func (q queue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].place, q[j].place = i, j
-}
-
-// Push implements heap.Interface.
-func (q *queue) Push(x any) {
-	w := x.(*way)
-	w.place = len(*q)
-	*q = append(*q, w)
-}
-
-// Pop implements heap.Interface.
-func (q *queue) Pop() any {
-	last := len(*q) - 1
-	w := (*q)[last]
-	(*q)[last] = nil
-	*q = (*q)[:last]
-	w.place = -1
-	return w
 }

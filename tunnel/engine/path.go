@@ -9,6 +9,7 @@ import (
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
+	"github.com/weft-net/weft/tunnel/schedule"
 	"github.com/weft-net/weft/tunnel/vxlan"
 	"github.com/weft-net/weft/tunnel/wireguard"
 )
@@ -35,14 +36,13 @@ type path struct {
 	refused  atomic.Int32 // size of an inner packet that the Socket called too big; 0: none
 
 	// The rest is the prober's, under its lock.
+	schedule.Entry
 	peer   *peertable.Entry
 	sealed *wireguard.Peer // of a peer that gets WireGuard
 	number uint32          // its own, in probes
 	search *pathmtu.Search
 	logged int       // MTU that the log was last told
 	begun  time.Time // when probes were sent last
-	due    time.Time // of the next step, while it waits for one
-	place  int       // in the queue; -1: not in it
 	test   runTest
 }
 
@@ -83,34 +83,6 @@ func (p *path) outerHeaders() int {
 		return outerHeaders4 + overhead(p.peer)
 	}
 	return outerHeaders6 + overhead(p.peer)
-}
-
-// queue is paths by the time of their next step, for container/heap.
-type queue []*path
-
-func (q queue) Len() int           { return len(q) }
-func (q queue) Less(i, j int) bool { return q[i].due.Before(q[j].due) }
-
-func (q queue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].place, q[j].place = i, j
-}
-
-// Push implements heap.Interface.
-func (q *queue) Push(x any) {
-	p := x.(*path)
-	p.place = len(*q)
-	*q = append(*q, p)
-}
-
-// Pop implements heap.Interface.
-func (q *queue) Pop() any {
-	last := len(*q) - 1
-	p := (*q)[last]
-	(*q)[last] = nil
-	*q = (*q)[:last]
-	p.place = -1
-	return p
 }
 
 // searchConfigs are the settings of searches by the bytes of outer headers.

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"container/heap"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"github.com/weft-net/weft/tunnel/packet"
 	"github.com/weft-net/weft/tunnel/pathmtu"
 	"github.com/weft-net/weft/tunnel/peertable"
+	"github.com/weft-net/weft/tunnel/schedule"
 	"github.com/weft-net/weft/tunnel/vxlan"
 	"github.com/weft-net/weft/tunnel/wireguard"
 )
@@ -72,7 +72,7 @@ type prober struct {
 	paths    map[pathKey]*path
 	numbers  map[uint32]*path
 	last     uint32 // number given
-	queue    queue
+	queue    schedule.Queue[*path]
 	burst    int       // probes sent ...
 	pause    time.Time // ... since this less burstPause
 	sizes    []int
@@ -122,7 +122,7 @@ func (p *prober) setPeers(peers []*peertable.Entry, sealed []*wireguard.Peer) []
 			delete(before, key)
 		} else {
 			p.last++
-			known = &path{number: p.last, place: -1}
+			known = &path{number: p.last}
 			p.numbers[known.number] = known
 		}
 		if known.peer = peer; sealed != nil {
@@ -255,16 +255,19 @@ func (p *prober) advance(now time.Time) (wait time.Duration, ok bool) {
 	if !now.Before(p.pause) {
 		p.burst, p.pause = 0, now.Add(burstPause)
 	}
-	for len(p.queue) > 0 && !now.Before(p.queue[0].due) {
+	for {
+		first, ok := p.queue.First()
+		if !ok {
+			return 0, false
+		}
+		if now.Before(first.Due()) {
+			return first.Due().Sub(now), true
+		}
 		if p.burst >= probeBurst {
 			return p.pause.Sub(now), true
 		}
-		p.burst += p.step(p.queue[0], now)
+		p.burst += p.step(first, now)
 	}
-	if len(p.queue) == 0 {
-		return 0, false
-	}
-	return p.queue[0].due.Sub(now), true
 }
 
 // woken looks at a path that a worker has said something of.
@@ -282,10 +285,9 @@ func (p *prober) woken(to *path) {
 	if size := int(to.refused.Load()); size != 0 {
 		p.refused(to, size, now)
 	}
-	if to.place < 0 {
+	if !to.Scheduled() {
 		to.watched.Store(true)
-		to.due = now
-		heap.Push(&p.queue, to)
+		p.queue.Put(to, now)
 	}
 }
 
@@ -348,7 +350,7 @@ func (p *prober) step(to *path, now time.Time) int {
 	}
 	p.publish(to, "larger probes are lost while smaller ones are answered")
 	due := to.search.Due()
-	if crowded := to.begun.Add(time.Duration(len(p.queue)) * probeEvery); !to.search.Busy() && due.Before(crowded) {
+	if crowded := to.begun.Add(time.Duration(p.queue.Len()) * probeEvery); !to.search.Busy() && due.Before(crowded) {
 		due = crowded
 	}
 	tested := p.testRuns(to, now)
@@ -373,16 +375,13 @@ func (p *prober) idle(to *path) bool {
 
 func (p *prober) unwatch(to *path) {
 	to.watched.Store(false)
-	if to.place >= 0 {
-		heap.Remove(&p.queue, to.place)
-	}
+	p.queue.Remove(to)
 }
 
 // schedule moves a path that is in the queue.
 func (p *prober) schedule(to *path, due time.Time) {
-	if to.place >= 0 {
-		to.due = due
-		heap.Fix(&p.queue, to.place)
+	if to.Scheduled() {
+		p.queue.Put(to, due)
 	}
 }
 

@@ -325,8 +325,8 @@ func TestProberSetPeers(t *testing.T) {
 		p.setPeers(nil, nil)
 		n = u.probes(netip.AddrPort{})
 		use(p, time.Minute, paths...)
-		if more := u.probes(netip.AddrPort{}) - n; more != 0 || len(p.numbers) != 0 || len(p.queue) != 0 {
-			t.Errorf("%d probes without peers, %d numbers, %d in the queue", more, len(p.numbers), len(p.queue))
+		if more := u.probes(netip.AddrPort{}) - n; more != 0 || len(p.numbers) != 0 || p.queue.Len() != 0 {
+			t.Errorf("%d probes without peers, %d numbers, %d in the queue", more, len(p.numbers), p.queue.Len())
 		}
 	})
 }
