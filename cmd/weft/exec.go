@@ -47,7 +47,7 @@ func execCommand() *cobra.Command {
 			return ask.exec(ctx, config, proxyOnly)
 		},
 	}
-	ask.register(command)
+	ask.register(command.Flags())
 	command.Flags().BoolVar(&proxyOnly, "proxy-only", false, "only set the proxy in the environment")
 	command.Flags().BoolVar(&inside, "inside", false, "")
 	command.Flags().Lookup("inside").Hidden = true

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -148,30 +147,25 @@ func makeInvite(ctx context.Context, admin *kube.Admin, request kube.InviteReque
 
 func invitesCommand() *cobra.Command {
 	var admin adminFlags
-	var output string
+	var format format
 	command := &cobra.Command{
 		Use:   "invites",
 		Short: "List the guests that have been invited",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("--output %q: want text or json", output)}
+			if err := format.check(); err != nil {
+				return err
 			}
 			return admin.do(cmd.Context(), func(ctx context.Context, admin *kube.Admin) error {
 				guests, err := admin.Guests(ctx)
 				if err != nil {
 					return err
 				}
-				if output == "json" {
-					encoder := json.NewEncoder(cmd.OutOrStdout())
-					encoder.SetIndent("", "  ")
-					return encoder.Encode(guests)
-				}
-				return printGuests(cmd.OutOrStdout(), guests, time.Now())
+				return format.print(cmd.OutOrStdout(), guests, func(w io.Writer) error { return printGuests(w, guests, time.Now()) })
 			})
 		},
 	}
-	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	format.register(command.Flags())
 	admin.register(command.Flags())
 	return command
 }

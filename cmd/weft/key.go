@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -70,7 +69,8 @@ func defaultStateDir() string {
 }
 
 func keyCommand() *cobra.Command {
-	var socket, output string
+	var ask asking
+	var format format
 	command := &cobra.Command{
 		Use:   "key",
 		Short: "Show this host's WireGuard key, or have another take its place",
@@ -78,26 +78,21 @@ func keyCommand() *cobra.Command {
 			"taking its place. The private part is in a file below the agent's --state-dir, and shown by nothing.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("--output %q: want text or json", output)}
+			if err := format.check(); err != nil {
+				return err
 			}
-			status, err := agent.FetchStatus(cmd.Context(), socket)
+			status, err := ask.status(cmd.Context())
 			if err != nil {
 				return err
 			}
 			if status.WireGuard == nil {
 				return errors.New("this host is not a member yet: see weft status")
 			}
-			if output == "json" {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				return encoder.Encode(status.WireGuard)
-			}
-			return printKey(cmd.OutOrStdout(), *status.WireGuard, time.Now())
+			return format.print(cmd.OutOrStdout(), status.WireGuard, func(w io.Writer) error { return printKey(w, *status.WireGuard, time.Now()) })
 		},
 	}
-	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	command.PersistentFlags().StringVar(&socket, "socket", defaultRunDir()+"/weft.sock", "the agent's unix socket")
+	format.register(command.Flags())
+	ask.register(command.PersistentFlags())
 	command.AddCommand(&cobra.Command{
 		Use:   "rotate",
 		Short: "Have another key take the place of this host's",
@@ -105,7 +100,7 @@ func keyCommand() *cobra.Command {
 			"then this host uses the new one, and then the old one is forgotten, with --key-step of the agent in between.\n" +
 			"flanneld knows of one key only, and loses its connection to this host until it has heard of the new one.",
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return agent.RotateKey(cmd.Context(), socket) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return agent.RotateKey(cmd.Context(), ask.socket) },
 	})
 	return command
 }

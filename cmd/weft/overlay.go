@@ -6,47 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-net/weft/control/agent"
 	"github.com/weft-net/weft/netstack/local"
 	"github.com/weft-net/weft/netstack/proxy"
 )
 
-// asking is what the commands that ask the agent have in common.
-type asking struct {
-	socket string
-	output string
-}
-
-func (a *asking) register(command *cobra.Command) {
-	command.Flags().StringVar(&a.socket, "socket", defaultRunDir()+"/weft.sock", "the agent's local API")
-}
-
-func (a *asking) registerOutput(command *cobra.Command) {
-	a.register(command)
-	command.Flags().StringVarP(&a.output, "output", "o", "text", "text or json")
-}
-
-func (a *asking) check() error {
-	if a.output != "text" && a.output != "json" {
-		return usageError{fmt.Errorf("--output %q: want text or json", a.output)}
-	}
-	return nil
-}
-
-func (a *asking) client() *local.Client {
-	return &local.Client{Dial: func(ctx context.Context) (net.Conn, error) { return agent.DialLocal(ctx, a.socket) }}
-}
-
 // portsCommand is forward or expose.
 func portsCommand(kind proxy.Kind, form, short, long string) *cobra.Command {
 	var ask asking
+	var format format
 	var remove bool
 	command := &cobra.Command{
 		Use:   fmt.Sprintf("%s [%s...]", kind, form),
@@ -54,7 +27,7 @@ func portsCommand(kind proxy.Kind, form, short, long string) *cobra.Command {
 		Long: long + "\n\nWithout arguments it lists what there is. What is added lasts as long as the agent; the agent's flag --" + string(kind) + "\n" +
 			"is for what is always to be there. It is for hosts without a device (see 'weft agent --device=netstack').",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := ask.check(); err != nil {
+			if err := format.check(); err != nil {
 				return err
 			}
 			client := ask.client()
@@ -79,10 +52,11 @@ func portsCommand(kind proxy.Kind, form, short, long string) *cobra.Command {
 				}
 				states = ofKind(all, kind)
 			}
-			return printPorts(cmd.OutOrStdout(), states, ask.output)
+			return format.print(cmd.OutOrStdout(), states, func(w io.Writer) error { return printPorts(w, states) })
 		},
 	}
-	ask.registerOutput(command)
+	ask.register(command.Flags())
+	format.register(command.Flags())
 	command.Flags().BoolVar(&remove, "remove", false, "take the arguments, which are IDs as listed, away again")
 	return command
 }
@@ -97,12 +71,7 @@ func ofKind(all []proxy.State, kind proxy.Kind) []proxy.State {
 	return states
 }
 
-func printPorts(w io.Writer, states []proxy.State, output string) error {
-	if output == "json" {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(states)
-	}
+func printPorts(w io.Writer, states []proxy.State) error {
 	if len(states) == 0 {
 		return nil
 	}
@@ -133,6 +102,7 @@ func exposeCommand() *cobra.Command {
 
 func pingCommand() *cobra.Command {
 	var ask asking
+	var format format
 	var count, size int
 	var interval, timeout time.Duration
 	command := &cobra.Command{
@@ -145,14 +115,15 @@ func pingCommand() *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := ask.check(); err != nil {
+			if err := format.check(); err != nil {
 				return err
 			}
-			p := pinger{client: ask.client(), host: args[0], size: size, timeout: timeout, out: cmd.OutOrStdout(), json: ask.output == "json"}
+			p := pinger{client: ask.client(), host: args[0], size: size, timeout: timeout, out: cmd.OutOrStdout(), json: format.json()}
 			return p.run(cmd.Context(), count, interval)
 		},
 	}
-	ask.registerOutput(command)
+	ask.register(command.Flags())
+	format.register(command.Flags())
 	command.Flags().IntVarP(&count, "count", "c", 4, "how many; 0: until interrupted")
 	command.Flags().IntVarP(&size, "size", "s", 56, "bytes of data in each")
 	command.Flags().DurationVarP(&interval, "interval", "i", time.Second, "time between two")

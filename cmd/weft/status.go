@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -16,29 +15,25 @@ import (
 )
 
 func statusCommand() *cobra.Command {
-	var output, socket string
+	var ask asking
+	var format format
 	command := &cobra.Command{
 		Use:   "status",
 		Short: "Show this host and, one line each, its peers",
 		Args:  noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" {
-				return usageError{fmt.Errorf("--output %q: want text or json", output)}
+			if err := format.check(); err != nil {
+				return err
 			}
-			status, err := agent.FetchStatus(cmd.Context(), socket)
+			status, err := ask.status(cmd.Context())
 			if err != nil {
-				return fmt.Errorf("%w (is the agent running? --socket names its socket)", err)
+				return err
 			}
-			if output == "json" {
-				encoder := json.NewEncoder(cmd.OutOrStdout())
-				encoder.SetIndent("", "  ")
-				return encoder.Encode(status)
-			}
-			return printStatus(cmd.OutOrStdout(), status, time.Now())
+			return format.print(cmd.OutOrStdout(), status, func(w io.Writer) error { return printStatus(w, status, time.Now()) })
 		},
 	}
-	command.Flags().StringVarP(&output, "output", "o", "text", "text or json")
-	command.Flags().StringVar(&socket, "socket", defaultRunDir()+"/weft.sock", "the agent's unix socket")
+	ask.register(command.Flags())
+	format.register(command.Flags())
 	return command
 }
 
