@@ -30,10 +30,7 @@ import (
 //	capture-end                     end; says how many packets there were of each kind, per host and in all
 //	canary FROM TARGET PORT         have a pod send the canary text by UDP, a thousand times a second, until the end
 //	canaries FROM TO PACKETS        TCP streams of the canary text, until so many packets more have been captured
-type wiretap struct {
-	mu      sync.Mutex
-	running map[*script.Run]*recording
-}
+type wiretap struct{ running[recording] }
 
 // recording is what one script captures.
 type recording struct {
@@ -50,47 +47,39 @@ var wiretapped = eavesdropper{
 }
 
 func (w *wiretap) commands() map[string]script.Command {
-	return map[string]script.Command{"capture": w.begin, "capture-end": w.end, "canary": singAlong, "canaries": w.singThrough}
+	return map[string]script.Command{"capture": w.start, "capture-end": w.finish, "canary": singAlong, "canaries": w.singThrough}
 }
 
-func (w *wiretap) begin(run *script.Run, args []string) error {
+func (w *wiretap) start(run *script.Run, args []string) error {
 	if len(args) == 0 {
 		return errors.New("usage: capture HOST...")
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.running == nil {
-		w.running = map[*script.Run]*recording{}
-	}
-	if w.running[run] != nil {
-		return errors.New("a capture is running already")
-	}
+	return w.begin(run, "capture", func() (*recording, error) { return record(run, args) })
+}
+
+func record(run *script.Run, hosts []string) (*recording, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &recording{cancel: cancel}
 	run.Defer(func() error { cancel(); r.done.Wait(); return nil })
-	for _, name := range args {
+	for _, name := range hosts {
 		host, err := run.Host(name)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		t, err := openTap(host)
 		if err != nil {
-			return fmt.Errorf("capture on %s: %w", name, err)
+			return nil, fmt.Errorf("capture on %s: %w", name, err)
 		}
 		r.taps = append(r.taps, t)
 		r.done.Go(func() { t.run(ctx, &r.seen) })
 	}
-	w.running[run] = r
-	return nil
+	return r, nil
 }
 
-func (w *wiretap) end(run *script.Run, _ []string) error {
-	w.mu.Lock()
-	r := w.running[run]
-	delete(w.running, run)
-	w.mu.Unlock()
-	if r == nil {
-		return errors.New("there is no capture")
+func (w *wiretap) finish(run *script.Run, _ []string) error {
+	r, err := w.end(run, "capture")
+	if err != nil {
+		return err
 	}
 	r.cancel()
 	r.done.Wait()
@@ -273,15 +262,7 @@ func (w *wiretap) singThrough(run *script.Run, args []string) error {
 	if len(args) != 3 {
 		return errors.New("usage: canaries FROM TO PACKETS")
 	}
-	from, err := run.Place(args[0])
-	if err != nil {
-		return err
-	}
-	to, err := run.Place(args[1])
-	if err != nil {
-		return err
-	}
-	addrs, err := run.Addresses(args[1])
+	from, to, addr, err := run.Ends(args[0], args[1])
 	if err != nil {
 		return err
 	}
@@ -289,14 +270,12 @@ func (w *wiretap) singThrough(run *script.Run, args []string) error {
 	if err != nil {
 		return err
 	}
-	w.mu.Lock()
-	r := w.running[run]
-	w.mu.Unlock()
-	if r == nil {
-		return errors.New("there is no capture")
+	r, err := w.of(run, "capture")
+	if err != nil {
+		return err
 	}
 	for goal := r.seen.Load() + packets; r.seen.Load() < goal; {
-		listener, err := to.Listen(context.Background(), "tcp", netip.AddrPortFrom(addrs[0], 0).String())
+		listener, err := to.Listen(context.Background(), "tcp", netip.AddrPortFrom(addr, 0).String())
 		if err != nil {
 			return err
 		}

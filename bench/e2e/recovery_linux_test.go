@@ -94,20 +94,12 @@ func recoverAgain(run *script.Run, args []string) error {
 // pour sends a datagram every millisecond, and has a token in arrived for those
 // that get there.
 func pour(run *script.Run, from, to string) (arrived chan struct{}, stop func(), err error) {
-	source, err := run.Place(from)
-	if err != nil {
-		return nil, nil, err
-	}
-	target, err := run.Place(to)
-	if err != nil {
-		return nil, nil, err
-	}
-	addrs, err := run.Addresses(to)
+	source, target, addr, err := run.Ends(from, to)
 	if err != nil {
 		return nil, nil, err
 	}
 	ctx := context.Background()
-	sink, err := target.ListenPacket(ctx, "udp", netip.AddrPortFrom(addrs[0], 0).String())
+	sink, err := target.ListenPacket(ctx, "udp", netip.AddrPortFrom(addr, 0).String())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sync"
 	"time"
 
 	"github.com/weft-net/weft/bench/lab"
@@ -20,10 +19,7 @@ import (
 //	steady FROM TO                begin with packets
 //	steady FROM tcp ADDRESS:PORT  begin with a connection
 //	steady-end                    end; fails if anything was lost
-type steady struct {
-	mu      sync.Mutex
-	running map[*script.Run]*stream
-}
+type steady struct{ running[stream] }
 
 // stream is one request after the other, each waiting for its answer.
 type stream struct {
@@ -40,27 +36,20 @@ const (
 )
 
 func (s *steady) commands() map[string]script.Command {
-	return map[string]script.Command{"steady": s.begin, "steady-end": s.end}
+	return map[string]script.Command{"steady": s.start, "steady-end": s.finish}
 }
 
-func (s *steady) begin(run *script.Run, args []string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.running == nil {
-		s.running = map[*script.Run]*stream{}
-	}
-	if s.running[run] != nil {
-		return errors.New("steady is running already")
-	}
-	flow, err := newStream(run, args)
-	if err != nil {
-		return err
-	}
-	s.running[run] = flow
-	ctx, cancel := context.WithCancel(context.Background())
-	flow.cancel, flow.done = cancel, make(chan struct{})
-	go flow.run(ctx)
-	return nil
+func (s *steady) start(run *script.Run, args []string) error {
+	return s.begin(run, "steady", func() (*stream, error) {
+		flow, err := newStream(run, args)
+		if err != nil {
+			return nil, err
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		flow.cancel, flow.done = cancel, make(chan struct{})
+		go flow.run(ctx)
+		return flow, nil
+	})
 }
 
 // run asks until ctx ends, and then once more: what was done last has to have
@@ -121,13 +110,10 @@ func askOn(conn net.Conn) error {
 	return nil
 }
 
-func (s *steady) end(run *script.Run, _ []string) error {
-	s.mu.Lock()
-	flow := s.running[run]
-	delete(s.running, run)
-	s.mu.Unlock()
-	if flow == nil {
-		return errors.New("steady was not begun")
+func (s *steady) finish(run *script.Run, _ []string) error {
+	flow, err := s.end(run, "steady")
+	if err != nil {
+		return err
 	}
 	flow.cancel()
 	<-flow.done

@@ -118,6 +118,21 @@ func (r *Run) Addresses(name string) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
+// Ends are two places and the first address of the second.
+func (r *Run) Ends(from, to string) (source, target *lab.Namespace, addr netip.Addr, err error) {
+	if source, err = r.Place(from); err != nil {
+		return nil, nil, addr, err
+	}
+	if target, err = r.Place(to); err != nil {
+		return nil, nil, addr, err
+	}
+	addrs, err := r.Addresses(to)
+	if err != nil {
+		return nil, nil, addr, err
+	}
+	return source, target, addrs[0], nil
+}
+
 func setLink(run *Run, args []string) error {
 	if len(args) < 2 {
 		return usage("link HOST [mtu=N] [loss=PERCENT] [rate=10mbit] [offload=full|checksum|none] [cut] [heal]")

@@ -210,15 +210,7 @@ func throughput(run *Run, args []string) error {
 	if len(args) != 2 {
 		return usage("throughput PLACE TARGET [time=1s]")
 	}
-	from, err := run.Place(args[0])
-	if err != nil {
-		return err
-	}
-	to, err := run.Place(args[1])
-	if err != nil {
-		return err
-	}
-	addrs, err := run.Addresses(args[1])
+	from, to, addr, err := run.Ends(args[0], args[1])
 	if err != nil {
 		return err
 	}
@@ -226,7 +218,7 @@ func throughput(run *Run, args []string) error {
 	if err != nil {
 		return err
 	}
-	gbps, err := lab.Throughput(run.ctx, from, to, addrs[0], length)
+	gbps, err := lab.Throughput(run.ctx, from, to, addr, length)
 	fmt.Fprintf(run.Stdout, "%.3f Gbit/s\n", gbps)
 	return err
 }
