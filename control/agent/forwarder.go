@@ -106,7 +106,11 @@ func (f *forwarder) runOnce(ctx context.Context, want Datapath) error {
 	}
 	running, err := engine.New(config)
 	if err != nil {
-		return err
+		errs := []error{err}
+		for _, w := range workers {
+			errs = append(errs, w.Close())
+		}
+		return errors.Join(errs...)
 	}
 	var noted *contacts
 	if sessions := running.WireGuard(); sessions != nil {

@@ -101,6 +101,7 @@ type fakeHost struct {
 	outerOK bool
 	changes chan struct{}
 	opened  []Datapath
+	devices []tunnel.Device // opened
 	looks   int
 }
 
@@ -151,6 +152,7 @@ func (h *fakeHost) OpenDatapath(want Datapath) ([]engine.Worker, error) {
 		return nil, h.engine
 	}
 	device, _ := tunneltest.NewDevices(want.MTU, tunneltest.AllOffloads())
+	h.devices = append(h.devices, device)
 	worker := engine.Worker{Device: device}
 	for _, addr := range want.Listen {
 		worker.Sockets = append(worker.Sockets, tunneltest.NewWire(tunneltest.WireConfig{}).Socket(addr, tunnel.Offloads{}))

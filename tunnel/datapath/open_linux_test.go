@@ -25,17 +25,8 @@ func openOn(t *testing.T, host *lab.Host, config datapath.Config) (workers []eng
 	}
 	t.Cleanup(func() {
 		for _, w := range workers {
-			closers := []interface{ Close() error }{w.Poller, w.Device}
-			for _, s := range append(w.Sockets, w.Sealed...) {
-				closers = append(closers, s)
-			}
-			for _, p := range append(w.Probes, w.SealedProbes...) {
-				closers = append(closers, p)
-			}
-			for _, c := range closers {
-				if err := c.Close(); err != nil {
-					t.Error(err)
-				}
+			if err := w.Close(); err != nil {
+				t.Error(err)
 			}
 		}
 	})

@@ -170,7 +170,7 @@ func (e *Engine) Run(ctx context.Context) error {
 func (e *Engine) close() error {
 	var errs []error
 	for _, w := range e.workers {
-		errs = append(errs, w.close())
+		errs = append(errs, w.given.Close())
 	}
 	return errors.Join(errs...)
 }

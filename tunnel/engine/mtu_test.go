@@ -225,8 +225,8 @@ func TestRunProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, everything())
 		probe := &countingProbe{}
-		r.engine.workers[0].probes = []ProbeSocket{probe}
-		r.engine.prober.sockets = r.engine.workers[0].probes
+		r.engine.workers[0].given.Probes = []ProbeSocket{probe}
+		r.engine.prober.sockets = r.engine.workers[0].given.Probes
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.engine.Run(ctx) }()

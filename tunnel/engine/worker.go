@@ -32,6 +32,23 @@ type Worker struct {
 	Poller Poller
 }
 
+// Close closes what was given, the Poller first, as nothing it waits for may go
+// before. An Engine that runs does so at its end.
+func (w Worker) Close() error {
+	var errs []error
+	if w.Poller != nil {
+		errs = append(errs, w.Poller.Close())
+	}
+	errs = append(errs, w.Device.Close())
+	for _, socket := range slices.Concat(w.Sockets, w.Sealed) {
+		errs = append(errs, socket.Close())
+	}
+	for _, socket := range slices.Concat(w.Probes, w.SealedProbes) {
+		errs = append(errs, socket.Close())
+	}
+	return errors.Join(errs...)
+}
+
 // Poller waits for the Device and the Sockets of one Worker.
 type Poller interface {
 	// Wait waits until something can be read: of the Device, which is bit 0, or
@@ -50,9 +67,9 @@ type Poller interface {
 
 // worker moves the packets of one Worker.
 type worker struct {
+	given   Worker
 	device  tunnel.Device
 	sources []source // by their bits
-	probes  []ProbeSocket
 	poller  Poller
 
 	tx *tx
@@ -66,7 +83,7 @@ type source struct {
 }
 
 func newWorker(e *Engine, parts Worker) *worker {
-	w := &worker{device: parts.Device, probes: append(slices.Clone(parts.Probes), parts.SealedProbes...), poller: parts.Poller}
+	w := &worker{given: parts, device: parts.Device, poller: parts.Poller}
 	for _, socket := range parts.Sockets {
 		w.sources = append(w.sources, source{Socket: socket})
 	}
@@ -201,23 +218,6 @@ func (w *worker) receive(r *rx, from source) (full bool, err error) {
 		return false, fmt.Errorf("receive on %v: %w", from.Local(), err)
 	}
 	return n == len(r.batch) || bytes >= tunnel.MaxBatch, nil
-}
-
-// close closes what the worker was given, the Poller first, as nothing it
-// waits for may go before.
-func (w *worker) close() error {
-	var errs []error
-	if w.poller != nil {
-		errs = append(errs, w.poller.Close())
-	}
-	errs = append(errs, w.device.Close())
-	for _, from := range w.sources {
-		errs = append(errs, from.Close())
-	}
-	for _, socket := range w.probes {
-		errs = append(errs, socket.Close())
-	}
-	return errors.Join(errs...)
 }
 
 // caller is a Device or Socket that counts its system calls.
