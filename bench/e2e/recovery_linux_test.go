@@ -71,12 +71,8 @@ func recoverAgain(run *script.Run, args []string) error {
 			return err
 		}
 		took["first packet"] = append(took["first packet"], time.Since(began))
-		text, err := os.ReadFile(log)
-		if err != nil {
-			return err
-		}
 		for _, m := range milestones {
-			at, err := loggedAt(string(text[before.Size():]), m.text)
+			at, err := loggedAt(log, before.Size(), m.text)
 			if err != nil {
 				return err
 			}
@@ -160,12 +156,22 @@ func drain(arrived <-chan struct{}) {
 
 var logTime = regexp.MustCompile(`^time=(\S+)`)
 
-// loggedAt is when a line that holds text was logged first.
-func loggedAt(log, text string) (time.Time, error) {
-	for line := range strings.Lines(log) {
-		if found := logTime.FindStringSubmatch(line); found != nil && strings.Contains(line, text) {
-			return time.Parse(time.RFC3339Nano, found[1])
+// loggedAt is when a line that holds text was logged first, after so many bytes
+// of the log. On a busy machine it comes later than the packet it is about.
+func loggedAt(log string, offset int64, text string) (time.Time, error) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		all, err := os.ReadFile(log)
+		if err != nil {
+			return time.Time{}, err
+		}
+		lines := string(all[offset:])
+		for line := range strings.Lines(lines) {
+			if found := logTime.FindStringSubmatch(line); found != nil && strings.Contains(line, text) {
+				return time.Parse(time.RFC3339Nano, found[1])
+			}
+		}
+		if time.Now().After(deadline) {
+			return time.Time{}, fmt.Errorf("no %s in the log:\n%s", text, lines)
 		}
 	}
-	return time.Time{}, fmt.Errorf("no %s in the log:\n%s", text, log)
 }
