@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/weft-net/weft/control"
@@ -24,6 +25,9 @@ type forwarder struct {
 	moved chan<- struct{} // takes a token when working may answer differently
 	// answered is told the tokens of probes of ways that were answered.
 	answered func(token uint64)
+	// portTaken is told that a port to listen on is in use. It may be one that the
+	// system gave to the Pinger, which keeps it: WireGuard's are among those it picks from.
+	portTaken func()
 
 	mu      sync.Mutex
 	self    control.Self
@@ -36,7 +40,7 @@ type forwarder struct {
 }
 
 func newForwarder(a *Agent, self control.Self, moved chan<- struct{}) *forwarder {
-	return &forwarder{agent: a, self: self, moved: moved, reopen: func() {}}
+	return &forwarder{agent: a, self: self, moved: moved, portTaken: func() {}, reopen: func() {}}
 }
 
 // Run keeps an engine running until ctx is done. The wanted UDP port may be
@@ -55,6 +59,9 @@ func (f *forwarder) Run(ctx context.Context) error {
 			continue // this host has moved
 		}
 		f.agent.Status.waitFor(topicEngine, fmt.Sprintf("userspace engine: %v", err))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			f.portTaken()
+		}
 		select {
 		case <-attempt.Done():
 			wait = firstWait

@@ -10,8 +10,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,9 +42,11 @@ type fakeSource struct {
 	snapshots chan control.Snapshot
 	ready     int
 	lost      error
-	moves     []control.Claim
 	refuse    error // of Move
 	recalls   chan control.Recall
+
+	mu    sync.Mutex
+	moves []control.Claim
 }
 
 func (s *fakeSource) NetConf(context.Context) (netconf.Config, error) {
@@ -72,7 +76,16 @@ func (s *fakeSource) Run(ctx context.Context, deliver func(control.Snapshot)) er
 	}
 }
 
+// moved is what Move has been told so far.
+func (s *fakeSource) moved() []control.Claim {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.moves)
+}
+
 func (s *fakeSource) Move(claim control.Claim) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.refuse == nil {
 		s.moves = append(s.moves, claim)
 	}
@@ -134,6 +147,7 @@ func (h *fakeHost) Pinger(outer []netip.Addr, answered func(uint64)) (Pinger, er
 		return nil, health.ErrUnknown
 	}
 	h.pinger.outer, h.pinger.answered = outer, answered
+	h.pinger.opened.Add(1)
 	return h.pinger, nil
 }
 func (h *fakeHost) UsableTUN() error { return h.tun }
@@ -150,6 +164,9 @@ func (h *fakeHost) OpenDatapath(want Datapath) ([]engine.Worker, error) {
 	h.opened = append(h.opened, want)
 	if h.engine != nil {
 		return nil, h.engine
+	}
+	if h.pinger != nil && h.pinger.hasPort && h.pinger.opened.Load() == 1 {
+		return nil, fmt.Errorf("listen: %w", syscall.EADDRINUSE)
 	}
 	device, _ := tunneltest.NewDevices(want.MTU, tunneltest.AllOffloads())
 	h.devices = append(h.devices, device)

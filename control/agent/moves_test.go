@@ -72,8 +72,8 @@ func TestMoveOfKernelHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := start(t, nil)
 		r.source.snapshots <- control.Snapshot{Complete: true, Leases: []control.Lease{peerLease("b", 2)}}
-		if status := r.settle(); status.Moved != nil || len(r.source.moves) != 0 {
-			t.Fatalf("before any move: %+v, told %v", status.Moved, r.source.moves)
+		if status := r.settle(); status.Moved != nil || len(r.source.moved()) != 0 {
+			t.Fatalf("before any move: %+v, told %v", status.Moved, r.source.moved())
 		}
 		before := r.device("flannel.1")
 		r.move(at("198.51.100.7"), func(o *Outer) { o.Link, o.OnLink = "eth1", []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")} })
@@ -83,8 +83,8 @@ func TestMoveOfKernelHost(t *testing.T) {
 		if got := r.device("flannel.1"); got != want {
 			t.Errorf("device %+v, want %+v", got, want)
 		}
-		if len(r.source.moves) != 1 || r.source.moves[0].Legs[0].PublicIP != want.Local || r.source.moves[0].Legs[0].MAC != want.MAC {
-			t.Errorf("the source is told %+v", r.source.moves)
+		if len(r.source.moved()) != 1 || r.source.moved()[0].Legs[0].PublicIP != want.Local || r.source.moved()[0].Legs[0].MAC != want.MAC {
+			t.Errorf("the source is told %+v", r.source.moved())
 		}
 		if m := status.Moved; m == nil || !slices.Equal(m.From, addrs("192.0.2.1")) || !slices.Equal(m.To, addrs("198.51.100.7")) || m.Reason != "default route" {
 			t.Errorf("moved %+v", m)
@@ -165,8 +165,8 @@ func TestPublishedIsNotBound(t *testing.T) {
 					}
 				}
 				// The source reaches out anew, with the same claim.
-				if len(r.source.moves) != 1 || !reflect.DeepEqual(r.source.moves[0], r.source.claimed) {
-					t.Errorf("the source is told %+v, want once %+v", r.source.moves, r.source.claimed)
+				if len(r.source.moved()) != 1 || !reflect.DeepEqual(r.source.moved()[0], r.source.claimed) {
+					t.Errorf("the source is told %+v, want once %+v", r.source.moved(), r.source.claimed)
 				}
 				r.end(t)
 			})
@@ -194,8 +194,8 @@ func TestVanishedAddressIsKept(t *testing.T) {
 		r.host.outerOK = true
 		r.host.mu.Unlock()
 		r.move(func(*Outer) {})
-		if status := r.settle(); status.Reason != "" || len(r.source.moves) != 0 {
-			t.Errorf("with the address again: reason %q, told %v", status.Reason, r.source.moves)
+		if status := r.settle(); status.Reason != "" || len(r.source.moved()) != 0 {
+			t.Errorf("with the address again: reason %q, told %v", status.Reason, r.source.moved())
 		}
 		// What the source refuses is not done either, and is tried again.
 		r.source.refuse = errors.New("family mismatch")
@@ -205,7 +205,7 @@ func TestVanishedAddressIsKept(t *testing.T) {
 		}
 		r.source.refuse = nil
 		r.move(func(*Outer) {})
-		if status := r.settle(); status.Reason != "" || len(r.source.moves) != 1 || r.device("flannel.1").Local != addrs("198.51.100.7")[0] {
+		if status := r.settle(); status.Reason != "" || len(r.source.moved()) != 1 || r.device("flannel.1").Local != addrs("198.51.100.7")[0] {
 			t.Errorf("no longer refused: %+v", status)
 		}
 		r.end(t)
@@ -221,12 +221,12 @@ func TestBurstIsOneMove(t *testing.T) {
 		r.settle()
 		looks := r.host.looks
 		r.move(at("198.51.100.1"), at("198.51.100.2"), at("198.51.100.3"), at("198.51.100.4"))
-		if r.settle(); len(r.source.moves) != 1 || r.host.looks != looks+1 || r.source.moves[0].Legs[0].PublicIP != addrs("198.51.100.4")[0] {
-			t.Errorf("looked %d times, told %+v", r.host.looks-looks, r.source.moves)
+		if r.settle(); len(r.source.moved()) != 1 || r.host.looks != looks+1 || r.source.moved()[0].Legs[0].PublicIP != addrs("198.51.100.4")[0] {
+			t.Errorf("looked %d times, told %+v", r.host.looks-looks, r.source.moved())
 		}
 		restless := slices.Repeat([]func(*Outer){func(*Outer) {}}, 100) // 5 s
 		r.move(append([]func(*Outer){at("198.51.100.5")}, restless...)...)
-		if told := len(r.source.moves); told != 2 {
+		if told := len(r.source.moved()); told != 2 {
 			t.Errorf("told %d times while it does not rest, want 2", told)
 		}
 		r.settle()
@@ -258,8 +258,8 @@ func TestOverwriteIsLive(t *testing.T) {
 				t.Errorf("%+v: publishes %v, moved %+v", step.recall, status.PublicIPs, status.Moved)
 			}
 			claimed := ""
-			if n := len(r.source.moves); n > 0 {
-				claimed = r.source.moves[n-1].Legs[0].PublicIP.String()
+			if n := len(r.source.moved()); n > 0 {
+				claimed = r.source.moved()[n-1].Legs[0].PublicIP.String()
 			}
 			if claimed != step.claimed || r.device("flannel.1").Local != addrs("192.0.2.1")[0] {
 				t.Errorf("%+v: claims %q, sends from %v", step.recall, claimed, r.device("flannel.1").Local)

@@ -43,7 +43,7 @@ type watch struct {
 	self   control.Self
 	ways   map[control.WayID]watched
 	pinger Pinger        // nil: there is none now
-	reopen chan struct{} // a token: with other addresses
+	reopen chan struct{} // a token: with other addresses, or other ports
 }
 
 // watched is a way, and what is needed to probe it.
@@ -62,6 +62,7 @@ func newWatch(a *Agent, self control.Self, engine *forwarder) (*watch, error) {
 		return nil, err
 	}
 	engine.answered = w.monitor.Answered
+	engine.portTaken = func() { signal(w.reopen) }
 	return w, nil
 }
 

@@ -21,6 +21,8 @@ type fakePinger struct {
 	byVXLAN  func() bool // the routes lead to it
 	deaf     atomic.Bool
 	past     atomic.Int32 // probes past the routes
+	opened   atomic.Int32 // times
+	hasPort  bool         // when opened first, it is given a port that the engine is to listen on
 }
 
 func (p *fakePinger) Ping(from, to netip.Addr, _ int, token uint64) error {
@@ -44,6 +46,23 @@ func (p *fakePinger) PingVXLAN(way VXLANWay, _ netip.Addr, _ int, token uint64) 
 
 func (p *fakePinger) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 func (p *fakePinger) Close() error                  { return nil }
+
+// TestPingerGivesWay: a port that the system gave to the pinger is the engine's
+// as soon as it is missed there.
+func TestPingerGivesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, speaking(t.TempDir(), func(r *rig, _ *Config) {
+			r.host.pinger, r.host.slow = &fakePinger{hasPort: true}, 100*time.Millisecond // the pinger opens first
+		}))
+		r.source.snapshots <- control.Snapshot{Complete: true}
+		time.Sleep(time.Second)
+		status := r.settle()
+		if opened := r.host.pinger.opened.Load(); opened != 2 || status.State != StateUp || status.Reason != "" {
+			t.Errorf("opened %d times, host %s: %q", opened, status.State, status.Reason)
+		}
+		r.end(t)
+	})
+}
 
 // TestFailedWayIsLeft: a host whose VXLAN answers no more is reached by
 // WireGuard within three seconds, and by VXLAN again when that answers.

@@ -61,7 +61,7 @@ func TestKeyRotation(t *testing.T) {
 				var next tunnel.PublicKey
 				for step, phase := range []keys.Phase{keys.Announced, keys.Switched, keys.Settled} {
 					status := r.settle().WireGuard
-					published := r.source.moves[len(r.source.moves)-1].Offers.WireGuard.Keys
+					published := r.source.moved()[len(r.source.moved())-1].Offers.WireGuard.Keys
 					if step == 0 {
 						next = published[1]
 					}
@@ -75,8 +75,8 @@ func TestKeyRotation(t *testing.T) {
 					}
 					time.Sleep(time.Minute)
 				}
-				if len(r.source.moves) != 3 {
-					t.Errorf("%d times published, want 3", len(r.source.moves))
+				if len(r.source.moved()) != 3 {
+					t.Errorf("%d times published, want 3", len(r.source.moved()))
 				}
 				r.end(t)
 			})
@@ -103,7 +103,7 @@ func TestKeyFileChanged(t *testing.T) {
 			t.Errorf("rotation over another key: %v", err)
 		}
 		kept, err := keys.Load(filepath.Join(dir, "key"))
-		if err != nil || kept.Current != foreign.Current || r.settle().WireGuard.Key != before || len(r.source.moves) != 0 {
+		if err != nil || kept.Current != foreign.Current || r.settle().WireGuard.Key != before || len(r.source.moved()) != 0 {
 			t.Errorf("the file was changed, or the key: %v", err)
 		}
 		r.end(t)
