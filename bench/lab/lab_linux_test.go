@@ -134,6 +134,19 @@ func TestCommand(t *testing.T) {
 	}
 }
 
+// Connections that begin in a lab are not paced by a timer.
+func TestNothingPacesConnections(t *testing.T) {
+	host := newHost(t, newLab(t), HostConfig{Name: "host1"})
+	var control []byte
+	err := host.Do(func() (err error) {
+		control, err = os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+		return err
+	})
+	if name := strings.TrimSpace(string(control)); err != nil || name != "cubic" && name != "reno" {
+		t.Errorf("a new host has the congestion control %q, %v, want cubic or reno", name, err)
+	}
+}
+
 // The test must do no harm where it fails: it opens for writing, and writes
 // nothing.
 func TestMachineFilesAreReadOnly(t *testing.T) {
