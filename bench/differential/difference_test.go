@@ -85,6 +85,12 @@ var differences = []difference{
 		orderAsSent,
 	},
 	{
+		receive, "superseded acknowledgements",
+		"Linux delivers every acknowledgement by itself. Of those that wait one behind the other the engine delivers the last (RFC 3449, " +
+			"section 5.2.1), as Linux itself does with those that wait for a busy socket.",
+		leaveOut(0),
+	},
+	{
 		receive, "unfinished checksum",
 		"Kernel peers on the same machine send checksums that were left to a network card which never comes. The engine knows " +
 			"them by the sum of the pseudo-header and has them finished; a kernel VXLAN device knows nothing of it once they have been on a wire.",
@@ -106,6 +112,11 @@ var differences = []difference{
 		"With DF it means nothing (RFC 6864, section 4.1), and the engine joins packets whatever it is: cut again, they count " +
 			"up. Linux joins packets that all have the same one, also without DF, and counts up too; then the engine leaves them as they were.",
 		takeIDs,
+	},
+	{
+		transmit, "superseded acknowledgements",
+		"As on the way in.",
+		leaveOut(overhead),
 	},
 	{
 		transmit, "outer ECN of a packet with CE",
@@ -186,6 +197,50 @@ func dropForged(c *testCase, kernel, _ []output) (genuine []output) {
 		}
 	}
 	return genuine
+}
+
+// leaveOut leaves out what the next packet supersedes and the engine has left
+// out. Outputs begin with so many bytes of other headers.
+func leaveOut(skip int) func(_ *testCase, kernel, engine []output) []output {
+	return func(_ *testCase, kernel, engine []output) (left []output) {
+		for i, o := range kernel {
+			b := o.packet[skip:]
+			switch {
+			case len(engine) > 0 && samePacket(engine[0].packet[skip:], b):
+				engine = engine[1:]
+			case i+1 < len(kernel) && supersedes(kernel[i+1].packet[skip:], b):
+				continue
+			}
+			left = append(left, o)
+		}
+		return left
+	}
+}
+
+// supersedes reports whether next is a whole acknowledgement and nothing else, and
+// b the same but for a lower number.
+func supersedes(next, b []byte) bool {
+	v, err := packet.Parse(next)
+	headers, ok := v.PayloadOffset()
+	if err != nil || !ok || len(next) != headers || len(b) != headers || v.Protocol != packet.TCP || !v.Valid() {
+		return false
+	}
+	options := next[v.Transport+20:]
+	if next[v.Transport+13] != tunneltest.ACK || len(options) > 0 && !bytes.HasPrefix(options, []byte{1, 1, 8, 10}) {
+		return false
+	}
+	number := func(b []byte) uint32 { return binary.BigEndian.Uint32(b[v.Transport+8:]) }
+	rest := func(b []byte) []byte {
+		b = bytes.Clone(b)
+		clear(b[v.Transport+8 : v.Transport+12])
+		clear(b[v.Transport+16 : v.Transport+18])
+		if v.Is4() {
+			clear(b[4:6])
+			clear(b[10:12])
+		}
+		return b
+	}
+	return int32(number(next)-number(b)) > 0 && bytes.Equal(rest(next), rest(b))
 }
 
 // isJumbo reports whether an IPv6 packet tells no length and begins with the

@@ -15,6 +15,10 @@ const maxTrain = 44
 // train is what a sender of a stream, or of equal datagrams, sends in one go,
 // often with one packet among them that does not fit in. It fills in c.
 func (g generator) train(c *testCase, source, destination netip.Addr) {
+	if g.chance(15) {
+		g.acknowledgments(c, source, destination)
+		return
+	}
 	p := g.simple(source, destination, 0)
 	p.TOS, p.DontFragment = uint8(g.Uint32()), g.chance(60)
 	if p.Protocol == tunneltest.TCP && g.chance(50) {
@@ -51,6 +55,60 @@ func (g generator) train(c *testCase, source, destination netip.Addr) {
 			p.ID = uint16(g.Uint32())
 		}
 	}
+}
+
+// acknowledgments is a train of TCP packets without data that mostly acknowledge
+// more and more, some of them odd. It fills in c.
+func (g generator) acknowledgments(c *testCase, source, destination netip.Addr) {
+	p := g.simple(source, destination, 0)
+	p.Protocol, p.TOS, p.DontFragment, p.Acknowledgment = tunneltest.TCP, uint8(g.Uint32()), g.chance(60), g.Uint32()
+	if g.chance(60) {
+		p.TCPOptions = []byte{1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2}
+	}
+	count := 2 + g.IntN(maxTrain-2)
+	c.partial = make([]bool, count)
+	for range count {
+		next, sound := p, true
+		b := next.Bytes()
+		if g.chance(15) {
+			b, sound = g.oddAcknowledgment(&next, !c.putOff)
+		}
+		c.sent, c.wrong = append(c.sent, b), c.wrong || !sound
+		p.ID++
+		p.Acknowledgment += g.Uint32N(3000)
+	}
+}
+
+// oddAcknowledgment makes an acknowledgement that says something else, too, says
+// less, or is not sound.
+func (g generator) oddAcknowledgment(p *tunneltest.Packet, checksums bool) (b []byte, sound bool) {
+	kinds := 7
+	if checksums {
+		kinds = 8
+	}
+	switch g.IntN(kinds) {
+	case 0:
+		p.Flags |= pick[uint8](g, tunneltest.FIN, tunneltest.SYN, tunneltest.RST, tunneltest.PSH, tunneltest.URG, tunneltest.ECE, tunneltest.CWR)
+	case 1:
+		p.Sequence += pick[uint32](g, 1, 5000, ^uint32(0))
+	case 2:
+		p.Payload = []byte{1}
+	case 3:
+		p.TCPOptions = []byte{1, 1, 5, 10, 0, 0, 0, 1, 0, 0, 0, 9}
+	case 4:
+		p.TOS ^= 1 << g.IntN(8)
+	case 5:
+		p.Acknowledgment -= g.Uint32N(5000)
+	case 6:
+		b = p.Bytes()
+		setTTL(b, pick[uint8](g, 1, 63, 65))
+		return b, true
+	case 7:
+		b = p.Bytes()
+		checksumOf(*p, b)[0] ^= 1
+		return b, false
+	}
+	return p.Bytes(), true
 }
 
 // trainSize is the payload of each packet of a train.

@@ -85,7 +85,8 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.IntVar(&o.workers, "workers", 0, "threads of the userspace engine; 0: one on up to 3 CPUs, else half as many as CPUs, at most 4")
 	f.StringToStringVar(&o.offload, "offload", nil, "what the userspace engine leaves to others, as in gso=off,uso=on (auto, on or off each):\n"+
 		"tso, uso: TCP and UDP super-packets of the TUN; gso, gro: runs of datagrams sent and received;\n"+
-		"checksum: inner checksums left to peers. on: though the kernel's version or a probe speaks against it")
+		"checksum: inner checksums left to peers; acks: TCP acknowledgements left out where the next says more.\n"+
+		"on: though the kernel's version or a probe speaks against it")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
 	o.wireGuard.register(f)
 	o.registerRootless(f)
@@ -158,7 +159,7 @@ func runAgent(ctx context.Context, o options) error {
 	if o.engine, err = o.chosenEngine(); err != nil {
 		return err
 	}
-	offloads, keepChecksums, err := o.offloads()
+	offloads, kept, err := o.offloads()
 	if err != nil {
 		return err
 	}
@@ -187,7 +188,7 @@ func runAgent(ctx context.Context, o options) error {
 	cfg := agent.Config{
 		Node: o.node, Version: version(), Source: source, Host: host, Engine: o.engine, Device: tunName,
 		Masquerade: o.ipMasq, RandomFully: !o.masqRandomOff, ForwardRules: o.forwardRules, Blackhole: o.blackhole, Confine: runtime.GOOS == "linux",
-		KeepChecksums: keepChecksums, NoDirect: inner != nil, NoVXLAN: !o.wireGuard.vxlan,
+		KeepChecksums: kept.checksums, KeepAcks: kept.acks, NoDirect: inner != nil, NoVXLAN: !o.wireGuard.vxlan,
 		SubnetFile: o.subnetFile, Socket: o.socket, Resync: time.Duration(max(o.resync, 1)) * time.Second,
 		Status: status, Logger: logger,
 	}
@@ -223,22 +224,25 @@ func (o options) chosenEngine() (string, error) {
 	return engine, nil
 }
 
+// kept is what --offload switches off that is the engine's own.
+type kept struct{ checksums, acks bool }
+
 // offloads is what --offload asks for.
-func (o options) offloads() (offloads datapath.Offloads, keepChecksums bool, err error) {
-	var checksum tunnel.Switch
+func (o options) offloads() (offloads datapath.Offloads, keep kept, err error) {
+	var checksum, acks tunnel.Switch
 	switches := map[string]*tunnel.Switch{
-		"tso": &offloads.TSO, "uso": &offloads.USO, "gso": &offloads.GSO, "gro": &offloads.GRO, "checksum": &checksum,
+		"tso": &offloads.TSO, "uso": &offloads.USO, "gso": &offloads.GSO, "gro": &offloads.GRO, "checksum": &checksum, "acks": &acks,
 	}
 	for name, value := range o.offload {
 		target, known := switches[name]
 		if !known {
-			return offloads, false, usageError{fmt.Errorf("--offload %s=%s: want %s", name, value, strings.Join(slices.Sorted(maps.Keys(switches)), ", "))}
+			return offloads, kept{}, usageError{fmt.Errorf("--offload %s=%s: want %s", name, value, strings.Join(slices.Sorted(maps.Keys(switches)), ", "))}
 		}
 		if *target, err = tunnel.ParseSwitch(value); err != nil {
-			return offloads, false, usageError{fmt.Errorf("--offload %s: %w", name, err)}
+			return offloads, kept{}, usageError{fmt.Errorf("--offload %s: %w", name, err)}
 		}
 	}
-	return offloads, checksum == tunnel.Off, nil
+	return offloads, kept{checksums: checksum == tunnel.Off, acks: acks == tunnel.Off}, nil
 }
 
 // logger is what --log-format, --log-level and -v ask for.

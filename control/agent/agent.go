@@ -114,6 +114,7 @@ type Config struct {
 	Blackhole     bool
 	Confine       bool // as in control.Policy
 	KeepChecksums bool // as in control.Policy
+	KeepAcks      bool // as in engine.Config
 	NoDirect      bool // as in control.Offers; a host without a device offers that anyway
 	NoVXLAN       bool // this host is to terminate no VXLAN
 	// WireGuard is how this host speaks it; nil: not at all.

@@ -106,7 +106,7 @@ func (f *forwarder) runOnce(ctx context.Context, want Datapath) error {
 	if err != nil {
 		return err
 	}
-	config := engine.Config{Workers: workers, Answered: f.answered, Logger: f.agent.Logger}
+	config := engine.Config{Workers: workers, KeepAcks: f.agent.KeepAcks, Answered: f.answered, Logger: f.agent.Logger}
 	if ring := f.agent.ring; ring != nil {
 		k := ring.now()
 		config.WireGuard = wireguard.Config{Key: k.Current, Next: k.Other, Preshared: ring.preshared}

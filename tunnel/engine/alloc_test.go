@@ -102,7 +102,14 @@ func loads(t testing.TB) []load {
 		mixed.run([][]byte{partial})
 		mixed.run([][]byte{asPing(between(thrd, here, is4, nil), 10).Bytes()})
 	}
-	return []load{bulk(true), bulk(false), small, mixed}
+	acked := load{name: "acks"}
+	for _, p := range acks(toFar(true, nil), 1, 2, 3, 0, 4, 5) {
+		acked.incoming(p.Partial())
+	}
+	for _, p := range acks(toHere(true, nil), 1, 2, 3, 0, 4, 5) {
+		acked.run([][]byte{p.Bytes()})
+	}
+	return []load{bulk(true), bulk(false), small, mixed, acked}
 }
 
 func (l *load) incoming(data []byte, offload tunnel.Offload) {

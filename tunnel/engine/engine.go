@@ -33,6 +33,9 @@ type Config struct {
 	// WireGuard are the keys of this host, for Workers with Sealed Sockets. Its
 	// Send is not looked at.
 	WireGuard wireguard.Config
+	// KeepAcks: TCP acknowledgements are carried one by one, also where the next in a
+	// batch supersedes them.
+	KeepAcks bool
 	// Answered is told the token of a ProbeWay that was answered; nil: nobody is. It
 	// is called by workers, and must neither wait nor allocate.
 	Answered func(token uint64)
@@ -42,9 +45,10 @@ type Config struct {
 // Engine forwards packets while Run runs. Its other methods may be called at
 // any time, from any goroutine.
 type Engine struct {
-	logger  *slog.Logger
-	started atomic.Bool
-	workers []*worker
+	logger   *slog.Logger
+	started  atomic.Bool
+	keepAcks bool
+	workers  []*worker
 
 	ladder    *ladder
 	prober    *prober
@@ -79,7 +83,7 @@ func New(config Config) (*Engine, error) {
 			return nil, fmt.Errorf("make engine: PathMTU: %w", err)
 		}
 	}
-	e := &Engine{logger: config.Logger, ladder: newLadder(config.Logger)}
+	e := &Engine{logger: config.Logger, keepAcks: config.KeepAcks, ladder: newLadder(config.Logger)}
 	e.peers.Store(&peerSet{})
 	if err := e.openWireGuard(config); err != nil {
 		return nil, fmt.Errorf("make engine: %w", err)

@@ -336,6 +336,8 @@ func (r *rx) accept(v packet.View, size int) {
 		r.super(a, joins)
 	case joins && sound && r.group.Add(v):
 		r.packets = append(r.packets, a)
+	case r.supersedes(&a):
+		r.replace(a)
 	default:
 		r.closeGroup()
 		r.groupFrom = len(r.packets)
@@ -344,6 +346,21 @@ func (r *rx) accept(v packet.View, size int) {
 			r.single(r.groupFrom)
 		}
 	}
+}
+
+// supersedes reports whether a makes the packet before it superfluous, an acknowledgement
+// that waits to be written.
+func (r *rx) supersedes(a *arrival) bool {
+	last := len(r.packets) - 1
+	return last >= 0 && !r.engine.keepAcks && a.Supersedes(r.packets[last].View) && (a.partial || r.trusted || a.Valid())
+}
+
+// replace queues a in place of the packet before it, which is in no group.
+func (r *rx) replace(a arrival) {
+	r.counters.add(RxAcksFiltered, 1)
+	r.packets = append(r.packets[:len(r.packets)-1], a)
+	r.out, r.spans, r.parts = r.out[:len(r.out)-1], r.spans[:len(r.spans)-1], r.parts[:len(r.parts)-1]
+	r.single(len(r.packets) - 1)
 }
 
 // segmentSize is the payload per segment of what came as a super-packet, and 0

@@ -17,6 +17,7 @@ const (
 	TxDatagrams                     // datagrams sent
 	TxFallbacks                     // runs sent one datagram at a time because the Socket refused them whole
 	TxFragmented                    // packets cut into IPv4 fragments
+	TxAcksFiltered                  // acknowledgements left out because the next one supersedes them (RFC 3449, 5.2.1)
 	TxStaged                        // packets that wait for the keys of a peer
 	TxICMP                          // ICMP "too big" sent to inner senders
 	TxICMPLimited                   // ICMP "too big" not sent because of the rate limit
@@ -35,6 +36,7 @@ const (
 	RxDatagrams       // datagrams in them
 	RxPackets         // packets accepted
 	RxBytes           // bytes of those
+	RxAcksFiltered    // acknowledgements left out, as in TX
 	RxWrites          // packets written to the Device, after coalescing
 	RxSuperPackets    // those that were super-packets
 	RxUnsummed        // packets that came without an outer UDP checksum
@@ -79,7 +81,7 @@ const (
 var counterNames = [counterCount]string{
 	TxBatches: "tx_batches", TxPackets: "tx_packets", TxBytes: "tx_bytes",
 	TxSuperPackets: "tx_super_packets", TxRuns: "tx_runs", TxDatagrams: "tx_datagrams",
-	TxFallbacks: "tx_fallbacks", TxFragmented: "tx_fragmented", TxStaged: "tx_staged", TxDropNoKeys: "tx_drop_no_keys",
+	TxFallbacks: "tx_fallbacks", TxFragmented: "tx_fragmented", TxStaged: "tx_staged", TxAcksFiltered: "tx_acks_filtered", TxDropNoKeys: "tx_drop_no_keys",
 	TxICMP: "tx_icmp", TxICMPLimited: "tx_icmp_limited",
 	TxDropMalformed: "tx_drop_malformed", TxDropUnfinished: "tx_drop_unfinished",
 	TxDropNoPeer: "tx_drop_no_peer", TxDropNoLocal: "tx_drop_no_local",
@@ -87,7 +89,7 @@ var counterNames = [counterCount]string{
 	TxDropFull: "tx_drop_full", TxDropSend: "tx_drop_send",
 
 	RxBatches: "rx_batches", RxRuns: "rx_runs", RxDatagrams: "rx_datagrams",
-	RxPackets: "rx_packets", RxBytes: "rx_bytes", RxWrites: "rx_writes",
+	RxPackets: "rx_packets", RxBytes: "rx_bytes", RxAcksFiltered: "rx_acks_filtered", RxWrites: "rx_writes",
 	RxSuperPackets: "rx_super_packets", RxUnsummed: "rx_unsummed", RxPartial: "rx_partial",
 	RxSuperFrames: "rx_super_frames", RxFallbacks: "rx_fallbacks",
 	RxDropTruncated: "rx_drop_truncated", RxDropHeader: "rx_drop_header",

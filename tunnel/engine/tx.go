@@ -157,6 +157,12 @@ func (b *outbox) learnOffloads() {
 func (t *tx) process(packets []tunnel.Incoming) {
 	t.peers, t.locals, t.now = t.engine.peers.Load(), t.engine.localsNow(), time.Now()
 	for i := range packets {
+		t.counters.add(TxPackets, 1)
+		t.counters.add(TxBytes, len(packets[i].Data))
+		if i+1 < len(packets) && !t.engine.keepAcks && superseded(&packets[i], &packets[i+1]) {
+			t.counters.add(TxAcksFiltered, 1)
+			continue
+		}
 		t.packet(&packets[i])
 	}
 	t.flush()
@@ -166,11 +172,22 @@ func (t *tx) process(packets []tunnel.Incoming) {
 
 func (t *tx) drop(reason Counter) { t.counters.add(reason, 1) }
 
+// superseded reports whether next makes in superfluous, an acknowledgement.
+func superseded(in, next *tunnel.Incoming) bool {
+	if len(in.Data) != len(next.Data) || in.GSO != tunnel.GSONone || next.GSO != tunnel.GSONone {
+		return false
+	}
+	v, err := packet.Parse(next.Data)
+	if err != nil {
+		return false
+	}
+	old, err := packet.Parse(in.Data)
+	return err == nil && v.Supersedes(old) && (next.NeedsChecksum || v.Valid())
+}
+
 // packet queues one packet or super-packet.
 func (t *tx) packet(in *tunnel.Incoming) {
 	v, err := packet.Parse(in.Data)
-	t.counters.add(TxPackets, 1)
-	t.counters.add(TxBytes, len(v.Data))
 	if err != nil {
 		t.drop(TxDropMalformed)
 		return
