@@ -16,7 +16,7 @@ import (
 type weft struct{ *engine.Engine }
 
 func openWeft(config endConfig, logger *slog.Logger) (carrier, error) {
-	open, listen := datapath.Config{Device: config.Device, MTU: config.MTU, Inside: config.inside(), Logger: logger}, []netip.AddrPort{config.Own.Outer}
+	open, listen := datapath.Config{Device: config.Device, MTU: config.MTU, Inside: config.inside(), BusyPoll: datapath.DefaultBusyPoll, Logger: logger}, []netip.AddrPort{config.Own.Outer}
 	if config.Own.Private != "" {
 		open.WireGuard = listen
 	} else {

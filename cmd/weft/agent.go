@@ -46,6 +46,7 @@ type options struct {
 	vmodule, backtraceAt                    string
 	engine, device, node, runDir, socket    string
 	workers                                 int
+	busyPoll                                time.Duration
 	offload                                 map[string]string
 	logFormat, logLevel                     string
 	rootless                                rootless
@@ -87,6 +88,7 @@ func (o *options) register(f *pflag.FlagSet) {
 		"tso, uso: TCP and UDP super-packets of the TUN; gso, gro: runs of datagrams sent and received;\n"+
 		"checksum: inner checksums left to peers; acks: TCP acknowledgements left out where the next says more.\n"+
 		"on: though the kernel's version or a probe speaks against it")
+	f.DurationVar(&o.busyPoll, "busy-poll", datapath.DefaultBusyPoll, "how long a thread of the userspace engine stays awake for the next packet of traffic to and fro; 0: it sleeps at once. Linux only")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
 	o.wireGuard.register(f)
 	o.registerRootless(f)
@@ -156,6 +158,9 @@ func runAgent(ctx context.Context, o options) error {
 	if o.workers < 0 || o.workers > datapath.MaxWorkers {
 		return usageError{fmt.Errorf("--workers %d: want 0 (by the number of CPUs) to %d", o.workers, datapath.MaxWorkers)}
 	}
+	if o.busyPoll < 0 || o.busyPoll > datapath.MaxBusyPoll {
+		return usageError{fmt.Errorf("--busy-poll %v: want 0 (none) to %v", o.busyPoll, datapath.MaxBusyPoll)}
+	}
 	if o.engine, err = o.chosenEngine(); err != nil {
 		return err
 	}
@@ -174,7 +179,7 @@ func runAgent(ctx context.Context, o options) error {
 	if err := keepSecrets(); err != nil {
 		return err
 	}
-	config := hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads, Inner: inner}
+	config := hostConfig{TUN: tunName, Choice: choice, Logger: logger, Workers: o.workers, Offloads: offloads, BusyPoll: o.busyPoll, Inner: inner}
 	host, err := newHost(config)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/weft-net/weft/control"
 	"github.com/weft-net/weft/control/agent"
@@ -17,9 +18,10 @@ type hostConfig struct {
 	TUN    string
 	Choice underlay.Request // what the flags say of the outer interface
 	Logger *slog.Logger
-	// Workers and Offloads are of the userspace engine.
+	// Workers, Offloads and BusyPoll are of the userspace engine.
 	Workers  int
 	Offloads datapath.Offloads
+	BusyPoll time.Duration
 	// Inner is the network namespace to program; nil: that of the process.
 	Inner *userns.Inner
 }

@@ -126,7 +126,8 @@ func (h host) inside(f func() error) error {
 // OpenDatapath implements agent.Host.
 func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
-		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers, Offloads: h.Offloads, Inside: h.inside, Logger: h.Logger,
+		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers,
+		Offloads: h.Offloads, BusyPoll: h.BusyPoll, Inside: h.inside, Logger: h.Logger,
 	})
 }
 

@@ -80,7 +80,8 @@ const probeMTU = 1280
 // asked for and this user or system can have none.
 func (h host) OpenDatapath(want agent.Datapath) ([]engine.Worker, error) {
 	return datapath.Open(datapath.Config{
-		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers, Offloads: h.Offloads, Logger: h.Logger,
+		Device: want.Device, MTU: want.MTU, Listen: want.Listen, WireGuard: want.WireGuard, Workers: h.Workers,
+		Offloads: h.Offloads, BusyPoll: h.BusyPoll, Logger: h.Logger,
 	})
 }
 

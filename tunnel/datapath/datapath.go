@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
@@ -37,6 +38,9 @@ type Config struct {
 	// the port that is listened on also sends, as it always does for WireGuard.
 	SendSockets int
 	Offloads    Offloads
+	// BusyPoll is how long a worker looks for the next packet of traffic to and fro
+	// before it sleeps; 0: it sleeps at once. Linux only.
+	BusyPoll time.Duration
 	// Inside runs what opens the TUN in the network namespace that it is to be in;
 	// nil: in that of the calling thread, as the sockets. Linux only.
 	Inside func(func() error) error
@@ -70,6 +74,9 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("open datapath: Listen is empty: want a local outer address per family")
 	case c.Workers < 0 || c.Workers > MaxWorkers:
 		return c, fmt.Errorf("open datapath: Workers is %d, want 0 (by the number of CPUs) to %d", c.Workers, MaxWorkers)
+	}
+	if c.BusyPoll < 0 || c.BusyPoll > MaxBusyPoll {
+		return c, fmt.Errorf("open datapath: BusyPoll is %v, want 0 (none) to %v", c.BusyPoll, MaxBusyPoll)
 	}
 	for field, listen := range map[string][]netip.AddrPort{"Listen": c.Listen, "WireGuard": c.WireGuard} {
 		families := map[bool]netip.AddrPort{}

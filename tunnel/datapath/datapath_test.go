@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestWorkers(t *testing.T) {
@@ -22,6 +23,7 @@ func TestConfigErrors(t *testing.T) {
 		"Logger":               {Listen: []netip.AddrPort{addr}},
 		"Listen is empty":      {Logger: logger},
 		"Workers is 65":        {Listen: []netip.AddrPort{addr}, Workers: 65, Logger: logger},
+		"BusyPoll is 1h0m0s":   {Listen: []netip.AddrPort{addr}, BusyPoll: time.Hour, Logger: logger},
 		"want one per family":  {Listen: []netip.AddrPort{addr, addr}, Logger: logger},
 		"open TUN weft0: MTU ": {Device: "weft0", Listen: []netip.AddrPort{addr}, Logger: logger},
 	} {

@@ -68,7 +68,7 @@ func open(config Config) (opened []engine.Worker, err error) {
 			w.Sealed = append(w.Sealed, g.sockets[i])
 			descriptors = append(descriptors, g.sockets[i].Descriptors())
 		}
-		p, err := newPoller(descriptors)
+		p, err := newPoller(descriptors, config.BusyPoll)
 		if err != nil {
 			return nil, err
 		}

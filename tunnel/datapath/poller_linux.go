@@ -1,6 +1,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -12,15 +13,17 @@ import (
 	"github.com/weft-net/weft/tunnel/internal/linux"
 )
 
-// poller waits in poll, outside Go's netpoller: the thread that is woken is the
-// one that does the work, and nothing is allocated.
+// poller waits in epoll, outside Go's netpoller: the thread that is woken is the
+// one that does the work, and nothing is allocated. Of the descriptors only those
+// that had something are asked again, where poll asks all.
 type poller struct {
-	fds    []unix.PollFd // the first is the waker's
-	source []int         // of each descriptor, the bit it sets
+	epoll  int
+	events []unix.EpollEvent // room for those of all descriptors
 	waker  *linux.Waker
 	calls  atomic.Uint64
 	closed atomic.Bool
 	mu     sync.Mutex // held while waiting
+	spin   spin
 
 	yielded time.Time // last
 	short   bool      // the thread's slice is
@@ -28,23 +31,39 @@ type poller struct {
 }
 
 // newPoller waits for groups of descriptors, the first group being bit 0.
-func newPoller(groups [][]int) (*poller, error) {
+func newPoller(groups [][]int, busyPoll time.Duration) (*poller, error) {
 	waker, err := linux.NewWaker()
 	if err != nil {
 		return nil, err
 	}
-	p := &poller{waker: waker}
-	add := func(fd, source int) {
-		p.fds = append(p.fds, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
-		p.source = append(p.source, source)
+	p := &poller{waker: waker, spin: newSpin(busyPoll)}
+	if p.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, errors.Join(fmt.Errorf("open epoll: %w", err), waker.Close())
 	}
-	add(waker.Descriptor(), 0)
+	err = p.add(waker.Descriptor(), woken)
 	for i, group := range groups {
 		for _, fd := range group {
-			add(fd, i)
+			err = errors.Join(err, p.add(fd, int32(i)))
 		}
 	}
+	if err != nil {
+		return nil, errors.Join(err, p.free())
+	}
 	return p, nil
+}
+
+// woken stands in place of a bit for the waker.
+const woken = -1
+
+// add has a descriptor waited for that sets a bit.
+func (p *poller) add(fd int, bit int32) error {
+	// What comes back in Fd is whatever was put there.
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: bit}
+	if err := unix.EpollCtl(p.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
+		return fmt.Errorf("add to epoll: %w", err)
+	}
+	p.events = append(p.events, unix.EpollEvent{})
+	return nil
 }
 
 const (
@@ -68,8 +87,7 @@ func (p *poller) Yield() {
 		p.setSlice(short)
 	}
 	if p.short {
-		p.called(1)
-		_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // it does not fail
+		p.giveTurn()
 	}
 }
 
@@ -99,20 +117,17 @@ func (p *poller) called(n uint64) { p.calls.Store(p.calls.Load() + n) }
 
 // Wait implements engine.Poller. A descriptor with an error counts as ready:
 // reading tells what is wrong.
-func (p *poller) Wait() (ready uint64, err error) {
+func (p *poller) Wait(spin bool) (ready uint64, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for !p.closed.Load() {
-		p.called(1)
-		if _, err := unix.Poll(p.fds, -1); err != nil {
-			if err == unix.EINTR {
-				continue
-			}
-			return 0, fmt.Errorf("poll: %w", err)
+		n, err := p.wait(spin)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return 0, fmt.Errorf("wait in epoll: %w", err)
 		}
-		for i := range p.fds[1:] {
-			if p.fds[1+i].Revents != 0 {
-				ready |= 1 << p.source[1+i]
+		for i := range max(n, 0) {
+			if bit := p.events[i].Fd; bit != woken {
+				ready |= 1 << bit
 			}
 		}
 		if ready != 0 {
@@ -120,6 +135,42 @@ func (p *poller) Wait() (ready uint64, err error) {
 		}
 	}
 	return 0, tunnel.ErrClosed
+}
+
+// wait is epoll_wait, after a spin if it may and that is worth it.
+func (p *poller) wait(spin bool) (n int, err error) {
+	if !spin || p.spin.length == 0 {
+		return p.look(-1)
+	}
+	start := time.Now()
+	for now := start; p.spin.worthwhile(now) && now.Sub(start) < p.spin.length; {
+		if n, err = p.look(0); n != 0 || err != nil {
+			p.spin.hit()
+			return n, err
+		}
+		p.giveTurn()
+		before := now
+		now = time.Now()
+		if !p.spin.yielded(now, now.Sub(before)) {
+			break
+		}
+	}
+	start = time.Now()
+	n, err = p.look(-1)
+	p.spin.slept(time.Since(start))
+	return n, err
+}
+
+// look is one epoll_wait of so many milliseconds, below 0 until there is something.
+func (p *poller) look(timeout int) (n int, err error) {
+	p.called(1)
+	return unix.EpollWait(p.epoll, p.events, timeout)
+}
+
+// giveTurn lets others run that wait for this processor, if any do.
+func (p *poller) giveTurn() {
+	p.called(1)
+	_, _, _ = unix.Syscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // it does not fail
 }
 
 // Calls implements engine.Poller.
@@ -133,8 +184,12 @@ func (p *poller) Close() error {
 	p.waker.Wake()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if err := p.waker.Close(); err != nil {
-		return fmt.Errorf("close eventfd: %w", err)
+	return p.free()
+}
+
+func (p *poller) free() error {
+	if err := errors.Join(unix.Close(p.epoll), p.waker.Close()); err != nil {
+		return fmt.Errorf("close epoll: %w", err)
 	}
 	return nil
 }

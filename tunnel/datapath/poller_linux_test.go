@@ -1,11 +1,14 @@
 package datapath
 
 import (
+	"errors"
 	"runtime"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-net/weft/tunnel"
 )
 
 // Threads that yield often have short turns where the scheduler offers that, and
@@ -56,5 +59,110 @@ func TestPollerYield(t *testing.T) {
 			}
 		}()
 		<-done
+	}
+}
+
+// newEvents is a poller of two descriptors of one source and one of another.
+func newEvents(t *testing.T, busyPoll time.Duration) (p *poller, events [3]int) {
+	t.Helper()
+	for i := range events {
+		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events[i] = fd
+		t.Cleanup(func() { _ = unix.Close(fd) })
+	}
+	p, err := newPoller([][]int{{events[0], events[1]}, {events[2]}}, busyPoll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p, events
+}
+
+func raise(t *testing.T, event int) {
+	t.Helper()
+	if _, err := unix.Write(event, []byte{1, 0, 0, 0, 0, 0, 0, 0}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestPollerReady(t *testing.T) {
+	p, events := newEvents(t, 0)
+	for _, test := range []struct {
+		raised []int
+		ready  uint64
+	}{{[]int{1}, 1}, {[]int{2}, 2}, {[]int{0, 1, 2}, 3}} {
+		for _, i := range test.raised {
+			raise(t, events[i])
+		}
+		for range 2 { // it is as long as it was not read
+			if ready, err := p.Wait(true); ready != test.ready || err != nil {
+				t.Errorf("%v are raised: ready %b, %v, want %b", test.raised, ready, err, test.ready)
+			}
+		}
+		for _, i := range test.raised {
+			if _, err := unix.Read(events[i], make([]byte, 8)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if calls := p.Calls(); calls != 6 {
+		t.Errorf("%d calls, want one for each Wait", calls)
+	}
+}
+
+// Where it may and the last sleep was short, a poller stays awake for a time.
+func TestPollerSpins(t *testing.T) {
+	p, events := newEvents(t, time.Hour)
+	p.spin.patience = time.Hour // however busy the machine is
+	// wait counts the calls of a Wait that ends after so many, if it makes them.
+	wait := func(spin bool, most uint64) (calls uint64) {
+		before := p.Calls()
+		go func() {
+			for end := time.Now().Add(5 * time.Second); p.Calls()-before < most && time.Now().Before(end); {
+				time.Sleep(100 * time.Microsecond)
+			}
+			time.Sleep(time.Millisecond)
+			raise(t, events[2])
+		}()
+		if ready, err := p.Wait(spin); ready != 2 || err != nil {
+			t.Errorf("ready %b, %v, want 10", ready, err)
+		}
+		if _, err := unix.Read(events[2], make([]byte, 8)); err != nil {
+			t.Error(err)
+		}
+		return p.Calls() - before
+	}
+	if calls := wait(true, 1); calls != 1 || !p.spin.soon {
+		t.Errorf("first wait: %d calls, %+v, want 1 and a sleep that was short", calls, p.spin)
+	}
+	if calls := wait(true, 10); calls < 10 {
+		t.Errorf("%d calls, want a spin", calls)
+	}
+	if calls := wait(false, 1); calls != 1 {
+		t.Errorf("%d calls without leave to spin, want 1", calls)
+	}
+	p.spin.length = time.Nanosecond
+	if calls := wait(true, 3); calls != 3 {
+		t.Errorf("%d calls, want a spin that is over at once, and a sleep", calls)
+	}
+}
+
+func TestPollerClosed(t *testing.T) {
+	for _, spin := range []bool{true, false} {
+		p, _ := newEvents(t, time.Hour)
+		p.spin.soon = spin
+		time.AfterFunc(5*time.Millisecond, func() { _ = p.Close() })
+		for range 2 {
+			if _, err := p.Wait(spin); !errors.Is(err, tunnel.ErrClosed) {
+				t.Errorf("after Close: %v, want ErrClosed", err)
+			}
+		}
 	}
 }

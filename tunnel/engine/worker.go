@@ -53,8 +53,9 @@ func (w Worker) Close() error {
 type Poller interface {
 	// Wait waits until something can be read: of the Device, which is bit 0, or
 	// of Sockets[i], which is bit 1+i, or of Sealed[i], whose bits follow. It
-	// returns ErrClosed after Close.
-	Wait() (ready uint64, err error)
+	// returns ErrClosed after Close. With spin it may look for a short time without
+	// sleeping: the next packet is likely to come soon.
+	Wait(spin bool) (ready uint64, err error)
 	// Yield gives threads a turn that wait for this processor, if it costs no more
 	// than a short one. It does not wait for anything. The thread that calls it does
 	// nothing else: Yield may change how it is scheduled.
@@ -123,7 +124,7 @@ func (w *worker) start(group *errgroup.Group) {
 	}
 	group.Go(func() error {
 		for {
-			if _, err := w.read(); err != nil {
+			if _, _, err := w.read(); err != nil {
 				return err
 			}
 		}
@@ -131,7 +132,7 @@ func (w *worker) start(group *errgroup.Group) {
 	for i, from := range w.sources {
 		group.Go(func() error {
 			for {
-				if _, err := w.receive(w.rx[i], from); err != nil {
+				if _, _, err := w.receive(w.rx[i], from); err != nil {
 					return err
 				}
 			}
@@ -143,81 +144,106 @@ func (w *worker) start(group *errgroup.Group) {
 // then one of the kernel's alone.
 func (w *worker) run() error {
 	runtime.LockOSThread() // for good: what Yield has changed ends with the thread
+	calm := 0              // waits in succession that brought few bytes
 	for {
-		ready, err := w.poller.Wait()
+		ready, err := w.poller.Wait(calm > calmRounds)
 		if err != nil {
 			return fmt.Errorf("wait for packets: %w", err)
 		}
-		// What has filled a batch has more, most likely, and need not be waited for.
-		for range maxRounds {
-			if ready, err = w.serve(ready); err != nil {
-				return err
-			}
-			if ready == 0 {
-				break
-			}
+		bytes, err := w.rounds(ready)
+		if err != nil {
+			return err
+		}
+		if calm++; bytes >= calmBytes {
+			calm = 0
 		}
 	}
 }
+
+// After more than calmRounds waits in succession that brought less than calmBytes
+// each, what passes is most likely requests and answers, and the next one is worth
+// waiting for awake. Bulk is carried with fewer calls if more of it gathers meanwhile.
+const (
+	calmRounds = 8
+	calmBytes  = 16 << 10
+)
 
 // maxRounds bounds the batches taken of sources that are never empty before
 // Wait looks at the others.
 const maxRounds = 4
 
+// rounds serves what is ready. What has filled a batch has more, most likely, and
+// need not be waited for.
+func (w *worker) rounds(ready uint64) (bytes int, err error) {
+	for range maxRounds {
+		more, n, err := w.serve(ready)
+		if err != nil {
+			return 0, err
+		}
+		bytes += n
+		if ready = more; ready == 0 {
+			break
+		}
+	}
+	return bytes, nil
+}
+
 // serve takes a batch of every source that is ready, and returns those that
-// have more.
-func (w *worker) serve(ready uint64) (more uint64, err error) {
+// have more, and how many bytes there were.
+func (w *worker) serve(ready uint64) (more uint64, bytes int, err error) {
 	for i, from := range w.sources {
 		if ready&(2<<i) == 0 {
 			continue
 		}
-		full, err := w.receive(w.rx[0], from)
+		n, full, err := w.receive(w.rx[0], from)
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
+		bytes += n
 		if full {
 			more |= 2 << i
 		}
 	}
 	if ready&1 != 0 {
-		full, err := w.read()
+		n, full, err := w.read()
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
+		bytes += n
 		if full {
 			more |= 1
 		}
 	}
-	return more, nil
+	return more, bytes, nil
 }
 
-// read takes one batch from the Device to its end. Full means that the batch
-// was as large as can be.
-func (w *worker) read() (full bool, err error) {
+// read takes one batch from the Device to its end, of so many bytes. Full means
+// that the batch was as large as can be.
+func (w *worker) read() (bytes int, full bool, err error) {
 	n, err := w.device.Read(w.tx.packets, w.tx.arena)
-	packets, bytes := w.tx.packets[:n], 0
+	packets := w.tx.packets[:n]
 	for i := range packets {
 		bytes += len(packets[i].Data)
 	}
 	w.tx.process(packets)
 	if err != nil {
-		return false, fmt.Errorf("read %s: %w", w.device.Name(), err)
+		return 0, false, fmt.Errorf("read %s: %w", w.device.Name(), err)
 	}
-	return n == len(w.tx.packets) || bytes >= txBatch, nil
+	return bytes, n == len(w.tx.packets) || bytes >= txBatch, nil
 }
 
-// receive takes one batch from a Socket to its end. Full is as in read.
-func (w *worker) receive(r *rx, from source) (full bool, err error) {
+// receive takes one batch from a Socket to its end. What it returns is as in read.
+func (w *worker) receive(r *rx, from source) (bytes int, full bool, err error) {
 	n, err := from.Receive(r.batch, r.arena)
-	runs, bytes := r.batch[:n], 0
+	runs := r.batch[:n]
 	for i := range runs {
 		bytes += len(runs[i].Data)
 	}
 	r.process(runs, from.sealed)
 	if err != nil {
-		return false, fmt.Errorf("receive on %v: %w", from.Local(), err)
+		return 0, false, fmt.Errorf("receive on %v: %w", from.Local(), err)
 	}
-	return n == len(r.batch) || bytes >= tunnel.MaxBatch, nil
+	return bytes, n == len(r.batch) || bytes >= tunnel.MaxBatch, nil
 }
 
 // caller is a Device or Socket that counts its system calls.
