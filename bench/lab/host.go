@@ -224,7 +224,8 @@ func (h *Host) NewNamespace(name string) (*Namespace, error) {
 }
 
 // Adopt makes a Namespace on the host of a network namespace that a program has
-// made, such as /proc/PID/ns/net. Programs in it see the host's files.
+// made, such as /proc/PID/ns/net. Programs in it see the host's files. As in all
+// namespaces of a lab, nothing paces connections in it.
 func (h *Host) Adopt(name, path string) (*Namespace, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -233,6 +234,9 @@ func (h *Host) Adopt(name, path string) (*Namespace, error) {
 		return nil, fmt.Errorf("adopt namespace %s on host %s: %w", name, h.name, err)
 	}
 	ns := &Namespace{name: name, path: path, handles: handles}
+	if err := ns.Do(setCongestionControl); err != nil {
+		return nil, errors.Join(fmt.Errorf("adopt namespace %s on host %s: %w", name, h.name, err), ns.release())
+	}
 	h.namespaces = append(h.namespaces, ns)
 	return ns, nil
 }

@@ -34,6 +34,7 @@ func (*cable) plug(int) error                     { return errNoLab }
 func (*cable) set(LinkProps) error                { return errNoLab }
 func (*Host) cross(*Host, CrossConfig) error      { return errNoLab }
 
+func setCongestionControl() error                    { return errNoLab }
 func setDontFragment(syscall.Conn, netip.Addr) error { return errNoLab }
 func useCubic(syscall.Conn) error                    { return errNoLab }
 
