@@ -54,7 +54,7 @@ func openSocket(worker *engine.Worker, addr netip.AddrPort, config Config) error
 	}
 	worker.Sockets = append(worker.Sockets, tunnel.Socket(socket))
 	// What is insisted on needs no test.
-	probes, err := udp.OpenProbe(netip.AddrPortFrom(addr.Addr(), 0), socket.Offloads().UDP && config.Offloads.GSO != tunnel.On)
+	probes, err := udp.OpenProbe(addr.Addr(), socket.Offloads().UDP && config.Offloads.GSO != tunnel.On)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}

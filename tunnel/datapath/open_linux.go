@@ -40,7 +40,7 @@ func open(config Config) (opened []engine.Worker, err error) {
 	// the send sockets and probes of VXLAN.
 	var sealed, plain []group
 	for _, addr := range config.WireGuard {
-		g, err := openGroup(config, addr, 1, addr.Port(), count)
+		g, err := openGroup(config, addr, 1, true, count)
 		if err != nil {
 			return nil, err
 		}
@@ -48,7 +48,7 @@ func open(config Config) (opened []engine.Worker, err error) {
 		sealed = append(sealed, g)
 	}
 	for _, addr := range config.Listen {
-		g, err := openGroup(config, addr, config.SendSockets, 0, count)
+		g, err := openGroup(config, addr, config.SendSockets, false, count)
 		if err != nil {
 			return nil, err
 		}
@@ -93,8 +93,8 @@ type group struct {
 
 func (g group) close() error { return errors.Join(closeAll(g.sockets), g.probes.Close()) }
 
-// openGroup opens a group whose probes leave from a port: 0 is any.
-func openGroup(config Config, addr netip.AddrPort, senders int, probePort uint16, count int) (group, error) {
+// openGroup opens a group whose probes leave from the same port, or from any.
+func openGroup(config Config, addr netip.AddrPort, senders int, samePort bool, count int) (group, error) {
 	sockets, err := udp.ListenGroup(udp.Config{
 		Addr: addr, SendSockets: senders, Polled: true,
 		GSO: config.Offloads.GSO, GRO: config.Offloads.GRO, Logger: config.Logger,
@@ -104,7 +104,11 @@ func openGroup(config Config, addr netip.AddrPort, senders int, probePort uint16
 	}
 	// What is insisted on needs no test.
 	testRuns := sockets[0].Offloads().UDP && config.Offloads.GSO != tunnel.On
-	probes, err := udp.OpenProbe(netip.AddrPortFrom(addr.Addr(), probePort), testRuns)
+	openProbe := sockets[0].OpenProbe
+	if !samePort {
+		openProbe = func(runs bool) (*udp.ProbeSocket, error) { return udp.OpenProbe(addr.Addr(), runs) }
+	}
+	probes, err := openProbe(testRuns)
 	if err != nil {
 		return group{}, errors.Join(err, closeAll(sockets))
 	}

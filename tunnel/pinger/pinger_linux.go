@@ -58,7 +58,7 @@ func Open(config Config) (*Pinger, error) {
 		if f.vxlan != nil {
 			return nil, errors.Join(fmt.Errorf("open pinger: Config.Outer %v: want one per family", config.Outer), p.Close())
 		}
-		if f.vxlan, f.noVXLAN = udp.OpenProbe(netip.AddrPortFrom(addr, 0), false); f.noVXLAN != nil {
+		if f.vxlan, f.noVXLAN = udp.OpenProbe(addr, false); f.noVXLAN != nil {
 			f.vxlan = nil
 		}
 	}

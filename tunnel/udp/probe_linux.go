@@ -26,25 +26,46 @@ type ProbeSocket struct {
 }
 
 // OpenProbe opens a ProbeSocket in the network namespace of the calling thread,
-// on a local address, or the unspecified one of a family. With port 0 it sends
-// from any free port, else from that of a ListenGroup which is open already and
-// goes on to receive all that comes there. Runs says whether it is to send runs.
-func OpenProbe(from netip.AddrPort, runs bool) (*ProbeSocket, error) {
-	local := from.Addr()
+// on a local address, or the unspecified one of a family. It sends from any free
+// port. Runs says whether it is to send runs.
+func OpenProbe(local netip.Addr, runs bool) (*ProbeSocket, error) {
 	if !local.IsValid() || local.Is4In6() {
 		return nil, fmt.Errorf("open probe socket on %v: want a local address or 0.0.0.0 or ::", local)
 	}
-	s := &ProbeSocket{local: local, runs: runs, sender: -1, asker: -1}
-	for fd, from := range map[*int]netip.AddrPort{&s.sender: from, &s.asker: netip.AddrPortFrom(local, 0)} {
-		var err error
-		if *fd, err = openProbe(from); err != nil {
-			return nil, errors.Join(fmt.Errorf("open probe socket on %v: %w", from, err), s.free())
+	return openProbes(netip.AddrPortFrom(local, 0), runs, func(int) error { return nil })
+}
+
+// OpenProbe opens a ProbeSocket, as the function does, that sends from the port of
+// the group of s. All that comes there the group goes on to receive.
+func (s *Socket) OpenProbe(runs bool) (*ProbeSocket, error) {
+	return openProbes(s.local, runs, func(fd int) error {
+		// The program that steers the group does not know the last one bound, so that
+		// nothing is steered to it. But whether datagrams are joined the kernel asks the
+		// one that it finds without that program, which may be this.
+		joins, err := unix.GetsockoptInt(s.fd, unix.SOL_UDP, unix.UDP_GRO)
+		if err == nil && joins != 0 {
+			err = unix.SetsockoptInt(fd, unix.SOL_UDP, unix.UDP_GRO, joins)
 		}
+		if err != nil {
+			return fmt.Errorf("join datagrams as the group does: %w", err)
+		}
+		return share(fd)
+	})
+}
+
+// openProbes opens both sockets; prepare is for the sender, before it is bound.
+func openProbes(from netip.AddrPort, runs bool, prepare func(fd int) error) (s *ProbeSocket, err error) {
+	s = &ProbeSocket{local: from.Addr(), runs: runs, sender: -1, asker: -1}
+	if s.sender, err = openProbe(from, prepare); err == nil {
+		s.asker, err = openProbe(netip.AddrPortFrom(from.Addr(), 0), func(int) error { return nil })
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open probe socket on %v: %w", from, err), s.free())
 	}
 	return s, nil
 }
 
-func openProbe(from netip.AddrPort) (int, error) {
+func openProbe(from netip.AddrPort, prepare func(fd int) error) (int, error) {
 	local := from.Addr()
 	family, level := unix.AF_INET6, unix.SOL_IPV6
 	options := map[int]int{
@@ -63,13 +84,7 @@ func openProbe(from netip.AddrPort) (int, error) {
 			return -1, errors.Join(fmt.Errorf("set socket option %d of level %d: %w", name, level, err), unix.Close(fd))
 		}
 	}
-	err = dropAll(fd)
-	if from.Port() != 0 {
-		// The program that steers the group does not know this socket, as the last
-		// one bound, so that nothing is steered to it.
-		err = errors.Join(err, share(fd))
-	}
-	if err = errors.Join(err, bind(fd, from)); err != nil {
+	if err := errors.Join(dropAll(fd), prepare(fd), bind(fd, from)); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil

@@ -69,7 +69,7 @@ func TestProbeSocket(t *testing.T) {
 
 func openTestProbe(t *testing.T, local netip.Addr) *ProbeSocket {
 	t.Helper()
-	s, err := OpenProbe(netip.AddrPortFrom(local, 0), true)
+	s, err := OpenProbe(local, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +136,7 @@ func TestProbeSocketErrors(t *testing.T) {
 		netip.MustParseAddr("::ffff:127.0.0.1"): "want a local address",
 		netip.MustParseAddr("192.0.2.1"):        "192.0.2.1 is not an address of this host",
 	} {
-		if _, err := OpenProbe(netip.AddrPortFrom(addr, 0), true); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := OpenProbe(addr, true); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("OpenProbe(%v): %v, want %q", addr, err, want)
 		}
 	}
@@ -148,7 +148,7 @@ func TestProbeSharesPort(t *testing.T) {
 	for _, addr := range loopbacks {
 		for _, count := range []int{1, 3} {
 			sockets := group(t, on(addr), count)
-			probe, err := OpenProbe(sockets[0].Local(), true)
+			probe, err := sockets[0].OpenProbe(true)
 			if err != nil {
 				t.Fatal(err)
 			}

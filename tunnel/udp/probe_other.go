@@ -15,8 +15,8 @@ type ProbeSocket struct{}
 var errNoProbe = fmt.Errorf("datagrams that are not fragmented: %w on this system", errors.ErrUnsupported)
 
 // OpenProbe fails.
-func OpenProbe(from netip.AddrPort, _ bool) (*ProbeSocket, error) {
-	return nil, fmt.Errorf("open probe socket on %v: %w", from, errNoProbe)
+func OpenProbe(local netip.Addr, _ bool) (*ProbeSocket, error) {
+	return nil, fmt.Errorf("open probe socket on %v: %w", local, errNoProbe)
 }
 
 // Local is not an address.
