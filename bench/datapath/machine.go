@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/weft-net/weft/bench/lab"
 )
 
 // describeMachine says what is measured on.
@@ -58,12 +60,8 @@ func processorName(cpuinfo []byte) string {
 	return runtime.GOARCH
 }
 
-// congestionControls in the order in which they are tried. The machine's
-// default decides more than any tunnel does, so it never applies.
-var congestionControls = []string{"cubic", "reno"}
-
 func (b *bench) chooseCongestionControl() (name string, err error) {
-	for _, name := range congestionControls {
+	for _, name := range lab.CongestionControls() {
 		refused := b.world.Outside().Do(func() error { return tryCongestionControl(name) })
 		if refused == nil {
 			return name, nil

@@ -41,14 +41,10 @@ func setSysctls(values map[string]string) error {
 	return nil
 }
 
-// congestionControls are those that a new namespace may have, the first that the
-// kernel allows in it. The machine's own may be one that paces, as bbr does; what has
-// begun with it is paced for good, even if it is given another one later, as
-// by iperf3, and measurements would show a timer.
-var congestionControls = []string{"cubic", "reno"}
-
+// setCongestionControl gives the calling thread's network namespace the first that
+// the kernel allows in it.
 func setCongestionControl() (err error) {
-	for _, name := range congestionControls {
+	for _, name := range CongestionControls() {
 		if err = setSysctls(map[string]string{"ipv4/tcp_congestion_control": name}); err == nil {
 			break
 		}

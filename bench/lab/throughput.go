@@ -12,6 +12,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+// CongestionControls are those of TCP to measure with, in the order in which they
+// are tried. The machine's default never applies: it decides more than any tunnel
+// does, and a connection that has begun with one that paces, as bbr does, is paced
+// for good, even if it is given another one later, as by iperf3.
+func CongestionControls() []string { return []string{"cubic", "reno"} }
+
 // Throughput sends one TCP stream from one namespace to an address of another
 // for a while and returns the gigabits per second that arrived. The congestion
 // control is cubic where the kernel has it.
