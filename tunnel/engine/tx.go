@@ -39,6 +39,7 @@ type tx struct {
 	packets  []tunnel.Incoming
 
 	// Of the batch at hand.
+	views  []packet.View // of its packets; the zero View stands for what is none
 	peers  *peerSet
 	locals []tunnel.Local
 	now    time.Time
@@ -111,6 +112,7 @@ func newTx(e *Engine, w *worker) *tx {
 		device:       w.device,
 		arena:        make([]byte, txArena),
 		packets:      make([]tunnel.Incoming, txPackets),
+		views:        make([]packet.View, 0, txPackets),
 		parts:        make([][]byte, 0, txParts),
 		slabWhole:    make([]byte, txSlab),
 		singles:      make([]tunnel.Datagrams, 0, txRuns),
@@ -156,14 +158,19 @@ func (b *outbox) learnOffloads() {
 // process sends one batch of packets that lie in t.arena, to completion.
 func (t *tx) process(packets []tunnel.Incoming) {
 	t.peers, t.locals, t.now = t.engine.peers.Load(), t.engine.localsNow(), time.Now()
+	t.views = t.views[:0]
+	for i := range packets {
+		v, _ := packet.Parse(packets[i].Data)
+		t.views = append(t.views, v)
+	}
 	for i := range packets {
 		t.counters.add(TxPackets, 1)
 		t.counters.add(TxBytes, len(packets[i].Data))
-		if i+1 < len(packets) && !t.engine.keepAcks && superseded(&packets[i], &packets[i+1]) {
+		if t.superseded(packets, i) {
 			t.counters.add(TxAcksFiltered, 1)
 			continue
 		}
-		t.packet(&packets[i])
+		t.packet(&packets[i], t.views[i])
 	}
 	t.flush()
 	t.counters.add(TxBatches, 1)
@@ -172,23 +179,19 @@ func (t *tx) process(packets []tunnel.Incoming) {
 
 func (t *tx) drop(reason Counter) { t.counters.add(reason, 1) }
 
-// superseded reports whether next makes in superfluous, an acknowledgement.
-func superseded(in, next *tunnel.Incoming) bool {
-	if len(in.Data) != len(next.Data) || in.GSO != tunnel.GSONone || next.GSO != tunnel.GSONone {
+// superseded reports whether the packet behind packet i makes it superfluous, an
+// acknowledgement.
+func (t *tx) superseded(packets []tunnel.Incoming, i int) bool {
+	if t.engine.keepAcks || i+1 == len(packets) || packets[i].GSO != tunnel.GSONone || packets[i+1].GSO != tunnel.GSONone {
 		return false
 	}
-	v, err := packet.Parse(next.Data)
-	if err != nil {
-		return false
-	}
-	old, err := packet.Parse(in.Data)
-	return err == nil && v.Supersedes(old) && (next.NeedsChecksum || v.Valid())
+	next := t.views[i+1]
+	return next.Supersedes(t.views[i]) && (packets[i+1].NeedsChecksum || next.Valid())
 }
 
 // packet queues one packet or super-packet.
-func (t *tx) packet(in *tunnel.Incoming) {
-	v, err := packet.Parse(in.Data)
-	if err != nil {
+func (t *tx) packet(in *tunnel.Incoming, v packet.View) {
+	if v.Data == nil {
 		t.drop(TxDropMalformed)
 		return
 	}
