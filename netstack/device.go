@@ -92,12 +92,12 @@ func offloadOf(pkt *stack.PacketBuffer) tunnel.Offload {
 // Write implements tunnel.Device. It copies each packet once, never waits for
 // Read, and gVisor has done with most packets only after it returns.
 func (s *Stack) Write(packets []tunnel.Outgoing) (int, error) {
-	for i := range packets {
-		if err := s.write(&packets[i]); err != nil {
-			return i, fmt.Errorf("write %s: %w", s.name, err)
+	return tunnel.WriteEach(packets, func(out *tunnel.Outgoing) error {
+		if err := s.write(out); err != nil {
+			return fmt.Errorf("write %s: %w", s.name, err)
 		}
-	}
-	return len(packets), nil
+		return nil
+	})
 }
 
 func (s *Stack) write(out *tunnel.Outgoing) error {

@@ -221,7 +221,7 @@ func TestWriteErrors(t *testing.T) {
 		{"checksum outside", tunnel.Outgoing{Parts: [][]byte{udp}, Offload: tunnel.Offload{NeedsChecksum: true, ChecksumStart: 1000}}, packet.ErrChecksumPlace},
 	} {
 		good := tunnel.Outgoing{Parts: [][]byte{udp}}
-		if n, err := s.Write([]tunnel.Outgoing{good, test.out, good}); n != 1 || !errors.Is(err, test.is) {
+		if n, err := s.Write([]tunnel.Outgoing{good, test.out, good}); n != 2 || !errors.Is(err, test.is) {
 			t.Errorf("%s: %d, %v", test.name, n, err)
 		}
 	}

@@ -63,6 +63,8 @@ type Incoming struct {
 type Outgoing struct {
 	Offload
 	Parts [][]byte
+	// Err is set by Write: why it was not written, or nil.
+	Err error
 }
 
 // Device is where inner packets enter and leave: a TUN or a netstack. One
@@ -76,13 +78,26 @@ type Device interface {
 	// ErrClosed after Close. A Device that was opened to be polled does not wait
 	// and returns 0 if nothing is there.
 	Read(packets []Incoming, arena []byte) (n int, err error)
-	// Write writes packets in order. An error concerns packets[n]; the caller
-	// may drop that one and go on after it. ErrOffload means that the Device
-	// refused that packet's Offload and would take it finished.
+	// Write writes packets in order, and goes on after one that fails. It returns
+	// how many were written, and an Err of those that were not, if any. ErrOffload
+	// means that the Device refused that packet's Offload and would take it finished.
 	Write(packets []Outgoing) (n int, err error)
 	// Offloads says what Write accepts now; it may shrink while running.
 	Offloads() Offloads
 	Close() error
+}
+
+// WriteEach is Device.Write by what writes one packet.
+func WriteEach(packets []Outgoing, write func(*Outgoing) error) (n int, err error) {
+	for i := range packets {
+		p := &packets[i]
+		if p.Err = write(p); p.Err == nil {
+			n++
+		} else if err == nil {
+			err = p.Err
+		}
+	}
+	return n, err
 }
 
 // Switch is a user's wish about one offload.

@@ -86,7 +86,8 @@ func (o *options) register(f *pflag.FlagSet) {
 	f.IntVar(&o.workers, "workers", 0, "threads of the userspace engine; 0: one on up to 3 CPUs, else half as many as CPUs, at most 4")
 	f.StringToStringVar(&o.offload, "offload", nil, "what the userspace engine leaves to others, as in gso=off,uso=on (auto, on or off each):\n"+
 		"tso, uso: TCP and UDP super-packets of the TUN; gso, gro: runs of datagrams sent and received;\n"+
-		"checksum: inner checksums left to peers; acks: TCP acknowledgements left out where the next says more.\n"+
+		"ring: io_uring to read and write with few system calls; checksum: inner checksums left to peers;\n"+
+		"acks: TCP acknowledgements left out where the next says more.\n"+
 		"on: though the kernel's version or a probe speaks against it")
 	f.DurationVar(&o.busyPoll, "busy-poll", datapath.DefaultBusyPoll, "how long a thread of the userspace engine stays awake for the next packet of traffic to and fro; 0: it sleeps at once. Linux only")
 	f.StringVar(&o.node, "node-name", "", "this host's name; its Node's name in Kubernetes (default $NODE_NAME, else the host name)")
@@ -236,7 +237,7 @@ type kept struct{ checksums, acks bool }
 func (o options) offloads() (offloads datapath.Offloads, keep kept, err error) {
 	var checksum, acks tunnel.Switch
 	switches := map[string]*tunnel.Switch{
-		"tso": &offloads.TSO, "uso": &offloads.USO, "gso": &offloads.GSO, "gro": &offloads.GRO, "checksum": &checksum, "acks": &acks,
+		"tso": &offloads.TSO, "uso": &offloads.USO, "gso": &offloads.GSO, "gro": &offloads.GRO, "ring": &offloads.Ring, "checksum": &checksum, "acks": &acks,
 	}
 	for name, value := range o.offload {
 		target, known := switches[name]

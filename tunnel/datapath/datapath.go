@@ -54,6 +54,8 @@ type Offloads struct {
 	USO tunnel.Switch // UDP super-packets of the TUN
 	GSO tunnel.Switch // runs of datagrams to send
 	GRO tunnel.Switch // runs of datagrams received
+	// Ring is io_uring: to read, receive and write with few system calls.
+	Ring tunnel.Switch
 }
 
 // Open opens everything in the network namespace of the calling thread, but for

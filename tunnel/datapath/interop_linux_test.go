@@ -85,6 +85,7 @@ func makeSites(t *testing.T, config sitesConfig, kernel ...bool) []*site {
 	t.Helper()
 	world := labtest.New(t)
 	var sites []*site
+	ring := tunnel.On
 	for i, isKernel := range kernel {
 		s := &site{
 			t: t, number: i + 1, kernel: isKernel, remote: config.remote, offloads: config.offloads, device: "weft0", mtu: 1450,
@@ -96,6 +97,9 @@ func makeSites(t *testing.T, config sitesConfig, kernel ...bool) []*site {
 		}
 		if isKernel {
 			s.device = "flannel.7"
+		} else if s.offloads.Ring == tunnel.Auto { // with and without meet
+			s.offloads.Ring = ring
+			ring = tunnel.On + tunnel.Off - ring
 		}
 		s.host = labtest.Host(t, world, lab.HostConfig{Name: fmt.Sprintf("site%d", s.number)})
 		s.outer = s.host.Addr(config.outerFamily)

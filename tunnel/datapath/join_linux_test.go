@@ -28,7 +28,7 @@ func TestWireGuardRunsAreJoined(t *testing.T) {
 		hosts = append(hosts, host)
 	}
 	to := netip.AddrPortFrom(hosts[1].Addr(4), port)
-	workers := openOn(t, hosts[1], datapath.Config{WireGuard: []netip.AddrPort{to}, Workers: 1})
+	workers := openOn(t, hosts[1], datapath.Config{WireGuard: []netip.AddrPort{to}, Workers: 1, Offloads: datapath.Offloads{Ring: tunnel.Off}})
 	payload := make([]byte, each*size)
 	for flow := range flows {
 		sendRun(t, hosts[0], uint16(40000+flow), tunnel.Datagrams{Addr: to, SegmentSize: size, Parts: [][]byte{payload}})

@@ -60,10 +60,11 @@ func TestLadderByHand(t *testing.T) {
 		why      string
 		used     func(engine.Stats) bool
 	}{
-		"TSO": {datapath.Offloads{TSO: off}, "no TCP super-packets: switched off", func(s engine.Stats) bool { return s.Value(engine.TxSuperPackets) > 0 }},
-		"USO": {datapath.Offloads{USO: off}, "no UDP super-packets: switched off", func(engine.Stats) bool { return false }},
-		"GSO": {datapath.Offloads{GSO: off}, "single datagrams: switched off", func(s engine.Stats) bool { return s.Value(engine.TxRuns) < s.Value(engine.TxDatagrams) }},
-		"GRO": {datapath.Offloads{GRO: off}, "one by one: switched off", func(s engine.Stats) bool { return s.Value(engine.RxRuns) < s.Value(engine.RxDatagrams) }},
+		"TSO":  {datapath.Offloads{TSO: off}, "no TCP super-packets: switched off", func(s engine.Stats) bool { return s.Value(engine.TxSuperPackets) > 0 }},
+		"USO":  {datapath.Offloads{USO: off}, "no UDP super-packets: switched off", func(engine.Stats) bool { return false }},
+		"GSO":  {datapath.Offloads{GSO: off}, "single datagrams: switched off", func(s engine.Stats) bool { return s.Value(engine.TxRuns) < s.Value(engine.TxDatagrams) }},
+		"ring": {datapath.Offloads{Ring: off}, "no io_uring: switched off", func(s engine.Stats) bool { return s.Value(engine.DeviceCalls) == 0 }},
+		"GRO":  {datapath.Offloads{GRO: off}, "one by one: switched off", func(s engine.Stats) bool { return s.Value(engine.RxRuns) < s.Value(engine.RxDatagrams) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			sites := makeSites(t, sitesConfig{outerFamily: 4, link: lab.OffloadNone, remote: true, offloads: test.offloads}, false, true, false)

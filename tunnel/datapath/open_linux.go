@@ -56,24 +56,26 @@ func open(config Config) (opened []engine.Worker, err error) {
 		plain = append(plain, g)
 	}
 	opened = make([]engine.Worker, count)
+	withRing, err := wantsRing(config, queues)
+	if err != nil {
+		return nil, err
+	}
 	for i, queue := range queues {
 		w := &opened[i]
 		w.Device = queue
-		descriptors := [][]int{{queue.Descriptor()}}
+		sockets := make([]*udp.Socket, 0, len(plain)+len(sealed))
 		for _, g := range plain {
 			w.Sockets = append(w.Sockets, g.sockets[i])
-			descriptors = append(descriptors, g.sockets[i].Descriptors())
+			sockets = append(sockets, g.sockets[i])
 		}
 		for _, g := range sealed {
 			w.Sealed = append(w.Sealed, g.sockets[i])
-			descriptors = append(descriptors, g.sockets[i].Descriptors())
+			sockets = append(sockets, g.sockets[i])
 		}
-		p, err := newPoller(descriptors, config.BusyPoll)
-		if err != nil {
+		if w.Poller, err = openPoller(queue, sockets, withRing, config.BusyPoll); err != nil {
 			return nil, err
 		}
-		closers = append(closers, p.Close)
-		w.Poller = p
+		closers = append(closers, w.Poller.Close)
 	}
 	for _, g := range plain {
 		opened[0].Probes = append(opened[0].Probes, g.probes)

@@ -41,10 +41,10 @@ func TestPollerYield(t *testing.T) {
 			own := runtimeOf()
 			t.Logf("policy %d: slice %d ns", test.policy, own)
 			offered := own != 0 && test.policy == unix.SCHED_NORMAL // before 6.12 it is not told
-			p := &poller{}
+			p := &turns{}
 			p.Yield()
-			if got := runtimeOf(); got != own || p.Calls() != 0 {
-				t.Errorf("after one turn: slice %d ns, %d calls; before %d ns", got, p.Calls(), own)
+			if got := runtimeOf(); got != own || p.calls.Load() != 0 {
+				t.Errorf("after one turn: slice %d ns, %d calls; before %d ns", got, p.calls.Load(), own)
 			}
 			p.yielded = time.Now().Add(time.Hour) // however slow the machine is
 			p.Yield()
@@ -52,9 +52,9 @@ func TestPollerYield(t *testing.T) {
 				t.Errorf("policy %d, often: slice %d ns, offered %v, %+v", test.policy, runtimeOf(), offered, p)
 			}
 			p.yielded = time.Now().Add(-crowd)
-			calls := p.Calls()
+			calls := p.calls.Load()
 			p.Yield()
-			if got := runtimeOf(); got != own || p.short || !offered && p.Calls() != calls {
+			if got := runtimeOf(); got != own || p.short || !offered && p.calls.Load() != calls {
 				t.Errorf("policy %d, seldom: slice %d ns, before %d, %+v", test.policy, got, own, p)
 			}
 		}()

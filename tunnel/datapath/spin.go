@@ -32,6 +32,36 @@ const (
 
 func newSpin(length time.Duration) spin { return spin{length: length, patience: patience} }
 
+// wait sleeps in look until that has found something, after looking again and again
+// if it may and that is worth it. EINTR may end it, too.
+func (s *spin) wait(may bool, look func(sleep bool) (found bool, err error), yield func()) error {
+	if !may || s.length == 0 {
+		_, err := look(true)
+		return err
+	}
+	start := time.Now()
+	for now := start; s.worthwhile(now) && now.Sub(start) < s.length; {
+		found, err := look(false)
+		if err != nil {
+			return err
+		}
+		if found {
+			s.hit()
+			return nil
+		}
+		yield()
+		before := now
+		now = time.Now()
+		if !s.yielded(now, now.Sub(before)) {
+			break
+		}
+	}
+	start = time.Now()
+	_, err := look(true)
+	s.slept(time.Since(start))
+	return err
+}
+
 // worthwhile reports whether to spin rather than sleep now.
 func (s *spin) worthwhile(now time.Time) bool {
 	return s.soon && s.length > 0 && !now.Before(s.until)

@@ -113,13 +113,7 @@ func (r *rx) flush() {
 	out, spans := r.out, r.spans
 	for len(out) > 0 {
 		done := r.burst(spans)
-		if n, err := r.device.Write(out[:done]); err != nil && n < done {
-			r.wrote(out[:n])
-			r.writeFailed(&out[n], spans[n], err)
-			done = n + 1
-		} else {
-			r.wrote(out[:done])
-		}
+		r.write(out[:done], spans[:done])
 		r.giveTurns(spans[:done])
 		out, spans = out[done:], spans[done:]
 	}
@@ -127,21 +121,12 @@ func (r *rx) flush() {
 	r.parts, r.slab = r.parts[:0], r.slabWhole
 }
 
-// yieldAfter is how many UDP datagrams are written to the Device before their
-// receivers get a chance to take them. A socket's buffer of the usual 208 KiB
-// holds some ninety of 1350 bytes, and nothing slows their sender down; TCP does
-// that by itself.
-const yieldAfter = 32
-
 // burst is how many of what is queued to write at one time: up to where those
 // that receive it should have a turn.
 func (r *rx) burst(spans []span) int {
-	if r.poller == nil {
-		return len(spans)
-	}
-	written := r.datagrams
+	due := r.turns.left()
 	for i, s := range spans {
-		if written += r.udp(s); written >= yieldAfter {
+		if due -= r.udp(s); due <= 0 {
 			return i + 1
 		}
 	}
@@ -150,16 +135,11 @@ func (r *rx) burst(spans []span) int {
 
 // giveTurns is called after a burst.
 func (r *rx) giveTurns(spans []span) {
-	if r.poller == nil {
-		return
-	}
+	datagrams := 0
 	for _, s := range spans {
-		r.datagrams += r.udp(s)
+		datagrams += r.udp(s)
 	}
-	if r.datagrams >= yieldAfter {
-		r.datagrams = 0
-		r.poller.Yield()
-	}
+	r.turns.after(datagrams)
 }
 
 // udp is the number of UDP datagrams in s.
@@ -170,19 +150,25 @@ func (r *rx) udp(s span) int {
 	return s.to - s.from
 }
 
-func (r *rx) wrote(out []tunnel.Outgoing) {
-	r.counters.add(RxWrites, len(out))
+// write writes what the packets of spans have become.
+func (r *rx) write(out []tunnel.Outgoing, spans []span) {
+	n, _ := r.device.Write(out)
+	r.counters.add(RxWrites, n)
 	for i := range out {
-		if out[i].GSO != tunnel.GSONone {
+		switch {
+		case out[i].Err != nil:
+			r.writeFailed(&out[i], spans[i])
+		case out[i].GSO != tunnel.GSONone:
 			r.counters.add(RxSuperPackets, 1)
 		}
 	}
 }
 
 // writeFailed deals with an Outgoing that was not written: without its offload
-// if that was the reason, and from then on others like it, too.
-func (r *rx) writeFailed(out *tunnel.Outgoing, from span, err error) {
-	packets := r.packets[from.from:from.to]
+// if that was the reason, and from then on others like it, too. It then comes after
+// what was in the same batch.
+func (r *rx) writeFailed(out *tunnel.Outgoing, from span) {
+	packets, err := r.packets[from.from:from.to], out.Err
 	if !errors.Is(err, tunnel.ErrOffload) || out.Offload == (tunnel.Offload{}) {
 		r.writeLost(len(packets), err)
 		return
@@ -250,14 +236,9 @@ func (r *rx) cut(a *arrival) {
 
 // writeCut writes r.cutOut, which needs no offload.
 func (r *rx) writeCut() {
-	out := r.cutOut
-	for len(out) > 0 {
-		n, err := r.device.Write(out)
-		r.wrote(out[:n])
-		if err == nil || n >= len(out) {
-			return
-		}
-		r.writeLost(1, err)
-		out = out[n+1:]
+	n, err := r.device.Write(r.cutOut)
+	r.counters.add(RxWrites, n)
+	if err != nil {
+		r.writeLost(len(r.cutOut)-n, err)
 	}
 }

@@ -31,12 +31,10 @@ const mtuFor = time.Second
 type rx struct {
 	engine   *Engine
 	device   tunnel.Device
-	poller   Poller // nil: others have a thread of their own anyway
+	turns    turns
 	counters counters
 	arena    []byte
 	batch    []tunnel.Datagrams
-
-	datagrams int // UDP, written since the last turn of others
 
 	offloads tunnel.Offloads // of the Device
 	mtu      int             // of the Device
@@ -83,7 +81,7 @@ func newRx(e *Engine, w *worker) *rx {
 	r := &rx{
 		engine:    e,
 		device:    w.device,
-		poller:    w.poller,
+		turns:     turns{poller: w.poller},
 		arena:     make([]byte, rxArena),
 		batch:     make([]tunnel.Datagrams, rxRuns),
 		offloads:  w.device.Offloads(),

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -410,9 +411,13 @@ func TestReceiveFallsBack(t *testing.T) {
 			}
 			return nil
 		})
-		for range 3 {
+		for i := range 3 {
 			want := test.send(r)
 			got, _ := r.delivered()
+			if i == 0 { // what was refused is written after the rest of its batch
+				slices.SortFunc(got, bytes.Compare)
+				slices.SortFunc(want, bytes.Compare)
+			}
 			r.equal(got, want)
 		}
 		if n := strings.Count(r.log.String(), test.name); n != 1 || refused != 1 {

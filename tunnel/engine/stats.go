@@ -74,7 +74,7 @@ const (
 
 	DeviceCalls      // system calls to read and write the Device
 	SocketCalls      // system calls to send and receive
-	PollCalls        // system calls to wait
+	PollCalls        // system calls to wait, and of a ring, which are for all purposes
 	counterCount int = iota
 )
 

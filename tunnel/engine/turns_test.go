@@ -10,23 +10,24 @@ import (
 	"github.com/weft-net/weft/tunnel/tunneltest"
 )
 
-// turns records how many packets the host had got at every turn.
-type turns struct {
+// recordedTurns records how many packets the host had got at every turn.
+type recordedTurns struct {
 	Poller
 	rig *rig
 	got [][]byte
 	at  []int
 }
 
-func (p *turns) Yield() {
+func (p *recordedTurns) Yield() {
 	finished, _ := p.rig.delivered()
 	p.got = append(p.got, finished...)
 	p.at = append(p.at, len(p.got))
 }
 
-func newTurns(r *rig) *turns {
-	p := &turns{rig: r}
-	r.engine.workers[0].rx[0].poller = p
+func newTurns(r *rig) *recordedTurns {
+	p := &recordedTurns{rig: r}
+	w := r.engine.workers[0]
+	w.rx[0].turns.poller, w.tx.turns.poller = p, p
 	return p
 }
 
@@ -94,5 +95,34 @@ func TestReceiveTurnsDeviceFails(t *testing.T) {
 			t.Errorf("packet %d refused: turns after %d packets", bad, p.at)
 		}
 		r.want(map[Counter]uint64{RxDropDevice: 1})
+	}
+}
+
+// Those that carry on what was sent have a turn, too, after as many UDP datagrams;
+// of a super-packet each segment is one.
+func TestSendTurns(t *testing.T) {
+	single := func(size int, protocol func(tunneltest.Packet) tunneltest.Packet) tunnel.Outgoing {
+		return out(protocol(toFar(true, make([]byte, size))).Bytes(), tunnel.Offload{})
+	}
+	asItIs := func(p tunneltest.Packet) tunneltest.Packet { return p }
+	super, offload := asUDP(toFar(true, make([]byte, yieldAfter*1000))).Super(1000)
+	for name, test := range map[string]struct {
+		batches [][]tunnel.Outgoing
+		turns   int
+	}{
+		"few":     {batches: [][]tunnel.Outgoing{slices.Repeat([]tunnel.Outgoing{single(100, asUDP)}, yieldAfter-1)}},
+		"one":     {batches: [][]tunnel.Outgoing{slices.Repeat([]tunnel.Outgoing{single(100, asUDP)}, yieldAfter)}, turns: 1},
+		"batches": {batches: slices.Repeat([][]tunnel.Outgoing{slices.Repeat([]tunnel.Outgoing{single(100, asUDP)}, 10)}, 8), turns: 2},
+		"joined":  {batches: [][]tunnel.Outgoing{{out(super, offload)}}, turns: 1},
+		"TCP":     {batches: [][]tunnel.Outgoing{slices.Repeat([]tunnel.Outgoing{single(100, asItIs)}, 2*yieldAfter-1)}},
+	} {
+		r := newRig(t, everything())
+		p := newTurns(r)
+		for _, batch := range test.batches {
+			r.send(batch...)
+		}
+		if len(p.at) != test.turns {
+			t.Errorf("%s: %d turns, want %d", name, len(p.at), test.turns)
+		}
 	}
 }

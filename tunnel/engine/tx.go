@@ -34,6 +34,7 @@ const icmpPerSecond = 100
 type tx struct {
 	engine   *Engine
 	device   tunnel.Device
+	turns    turns
 	counters counters
 	arena    []byte
 	packets  []tunnel.Incoming
@@ -110,7 +111,7 @@ func newTx(e *Engine, w *worker) *tx {
 	t := &tx{
 		engine:       e,
 		device:       w.device,
-		arena:        make([]byte, txArena),
+		turns:        turns{poller: w.poller},
 		packets:      make([]tunnel.Incoming, txPackets),
 		views:        make([]packet.View, 0, txPackets),
 		parts:        make([][]byte, 0, txParts),
@@ -124,6 +125,12 @@ func newTx(e *Engine, w *worker) *tx {
 		replyLimit:   rate{perSecond: icmpPerSecond},
 	}
 	t.slab = t.slabWhole
+	if g, ok := w.device.(gatherer); ok {
+		t.arena = g.Arena()
+	}
+	if t.arena == nil {
+		t.arena = make([]byte, txArena)
+	}
 	for _, from := range w.sources {
 		box := &outbox{
 			socket: from.Socket,
@@ -175,6 +182,21 @@ func (t *tx) process(packets []tunnel.Incoming) {
 	t.flush()
 	t.counters.add(TxBatches, 1)
 	t.counters.publish()
+	t.turns.after(t.datagrams(packets))
+}
+
+// datagrams is how many UDP datagrams there are in the batch at hand.
+func (t *tx) datagrams(packets []tunnel.Incoming) (n int) {
+	for i, v := range t.views {
+		switch {
+		case v.Protocol != packet.UDP:
+		case packets[i].GSO == tunnel.GSOUDP:
+			n += len(v.Data)/max(int(packets[i].SegmentSize), 1) + 1
+		default:
+			n++
+		}
+	}
+	return n
 }
 
 func (t *tx) drop(reason Counter) { t.counters.add(reason, 1) }

@@ -62,8 +62,18 @@ type Poller interface {
 	Yield()
 	// Calls is the number of system calls made by Wait and Yield.
 	Calls() uint64
-	// Close ends a Wait and returns after it.
+	// Close ends a Wait and returns after it. It may return only after a Close by the
+	// thread that has called Wait, which that thread calls before it ends.
 	Close() error
+}
+
+// gatherer is a Device that reads while its Worker waits.
+type gatherer interface {
+	// Arena is the only one that Read takes; nil: it takes any.
+	Arena() []byte
+	// More reports whether another Read is likely to return something although the
+	// last did not return as much as it could.
+	More() bool
 }
 
 // worker moves the packets of one Worker.
@@ -142,9 +152,10 @@ func (w *worker) start(group *errgroup.Group) {
 
 // run serves all sources in turn. Its thread is its own: a wake-up of it is
 // then one of the kernel's alone.
-func (w *worker) run() error {
+func (w *worker) run() (err error) {
 	runtime.LockOSThread() // for good: what Yield has changed ends with the thread
-	calm := 0              // waits in succession that brought few bytes
+	defer func() { err = errors.Join(err, w.poller.Close()) }()
+	calm := 0 // waits in succession that brought few bytes
 	for {
 		ready, err := w.poller.Wait(calm > calmRounds)
 		if err != nil {
@@ -218,7 +229,7 @@ func (w *worker) serve(ready uint64) (more uint64, bytes int, err error) {
 }
 
 // read takes one batch from the Device to its end, of so many bytes. Full means
-// that the batch was as large as can be.
+// that there is more, most likely.
 func (w *worker) read() (bytes int, full bool, err error) {
 	n, err := w.device.Read(w.tx.packets, w.tx.arena)
 	packets := w.tx.packets[:n]
@@ -229,7 +240,11 @@ func (w *worker) read() (bytes int, full bool, err error) {
 	if err != nil {
 		return 0, false, fmt.Errorf("read %s: %w", w.device.Name(), err)
 	}
-	return bytes, n == len(w.tx.packets) || bytes >= txBatch, nil
+	full = n == len(w.tx.packets) || bytes >= txBatch
+	if g, ok := w.device.(gatherer); ok && !full {
+		full = g.More()
+	}
+	return bytes, full, nil
 }
 
 // receive takes one batch from a Socket to its end. What it returns is as in read.

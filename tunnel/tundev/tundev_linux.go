@@ -3,6 +3,7 @@ package tundev
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -43,6 +44,7 @@ type Device struct {
 
 	reader reader
 	writer writer
+	ring   *ringed // nil: none
 	link   linkSocket
 }
 
@@ -163,6 +165,9 @@ func (d *Device) MTU() (int, error) {
 // Offloads says what Write accepts, and why not more.
 func (d *Device) Offloads() tunnel.Offloads { return d.offloads }
 
+// Lacks adds to why Offloads is not more. It is for before the Device is used.
+func (d *Device) Lacks(why string) { d.offloads.Why = append(slices.Clip(d.offloads.Why), why) }
+
 // Close ends a Read that waits and removes the link.
 func (d *Device) Close() error {
 	if d.closed.Swap(true) {
@@ -205,6 +210,9 @@ func (d *Device) Read(packets []tunnel.Incoming, arena []byte) (int, error) {
 		if d.closed.Load() {
 			return 0, tunnel.ErrClosed
 		}
+		if d.ring != nil {
+			return d.take(packets)
+		}
 		n, err := d.drain(packets, arena)
 		if n > 0 || err != nil || d.polled {
 			return n, err
@@ -223,13 +231,8 @@ func (d *Device) drain(packets []tunnel.Incoming, arena []byte) (n int, err erro
 		d.reader.vectors[1].Base = &data[0]
 		d.reader.vectors[1].SetLen(len(data))
 		size, errno := transfer(unix.SYS_READV, d.fd, d.reader.vectors[:], &d.reader.calls)
-		switch {
-		case errno == unix.EAGAIN:
-			return n, nil
-		case errno == unix.EBADFD:
-			return n, d.errGone
-		case errno != 0:
-			return n, fmt.Errorf("read from %s: %w", d.name, errno)
+		if errno != 0 {
+			return n, d.readError(errno)
 		}
 		size -= len(d.reader.header)
 		offload, ok := d.reader.header.decode(size)
@@ -243,29 +246,46 @@ func (d *Device) drain(packets []tunnel.Incoming, arena []byte) (n int, err erro
 	return n, nil
 }
 
-// Write writes packets as tunnel.Device says, one system call per packet.
+// readError is nil where there is nothing to be read.
+func (d *Device) readError(errno unix.Errno) error {
+	switch errno {
+	case 0, unix.EAGAIN:
+		return nil
+	case unix.EBADFD:
+		return d.errGone
+	}
+	return fmt.Errorf("read from %s: %w", d.name, errno)
+}
+
+// Write writes packets as tunnel.Device says: one system call per packet, or one
+// for all with a Ring.
 func (d *Device) Write(packets []tunnel.Outgoing) (int, error) {
 	d.writer.mu.Lock()
 	defer d.writer.mu.Unlock()
-	for i := range packets {
-		if d.closed.Load() {
-			return i, tunnel.ErrClosed
-		}
-		if err := d.writeOne(&packets[i]); err != nil {
-			return i, err
-		}
+	if d.ring != nil {
+		return d.put(packets)
 	}
-	return len(packets), nil
+	return tunnel.WriteEach(packets, d.writeOne)
 }
 
-func (d *Device) writeOne(p *tunnel.Outgoing) error {
+// check says why p is not to be written.
+func (d *Device) check(p *tunnel.Outgoing) error {
 	switch {
+	case d.closed.Load():
+		return tunnel.ErrClosed
 	case len(p.Parts) == 0 || len(p.Parts[0]) == 0:
 		return errEmpty
 	case len(p.Parts) >= maxVectors:
 		return d.errParts
 	case !d.accepts(&p.Offload):
 		return d.errOff
+	}
+	return nil
+}
+
+func (d *Device) writeOne(p *tunnel.Outgoing) error {
+	if err := d.check(p); err != nil {
+		return err
 	}
 	d.writer.header.encode(p)
 	vectors := d.writer.vectors[:1+len(p.Parts)]
@@ -275,6 +295,10 @@ func (d *Device) writeOne(p *tunnel.Outgoing) error {
 	}
 	_, errno := transfer(unix.SYS_WRITEV, d.fd, vectors, &d.writer.calls)
 	clear(vectors[1:]) // the parts are the caller's again
+	return d.writeError(errno, p)
+}
+
+func (d *Device) writeError(errno unix.Errno, p *tunnel.Outgoing) error {
 	switch {
 	case errno == 0:
 		return nil

@@ -224,9 +224,10 @@ func TestWriteErrors(t *testing.T) {
 		{"switched off", bad(func(*tunnel.Outgoing) {}), tunnel.ErrOffload},
 		{"checksum outside", tunnel.Outgoing{Offload: tunnel.Offload{NeedsChecksum: true, ChecksumStart: 60000}, Parts: good.Parts}, tunnel.ErrOffload},
 	} {
-		n, err := d.Write([]tunnel.Outgoing{good, tt.bad, good})
-		if n != 1 || !errors.Is(err, tt.want) {
-			t.Errorf("%s: Write = %d, %v, want 1, %v", tt.name, n, err, tt.want)
+		packets := []tunnel.Outgoing{good, tt.bad, good}
+		n, err := d.Write(packets)
+		if n != 2 || !errors.Is(err, tt.want) || packets[1].Err != err || packets[2].Err != nil {
+			t.Errorf("%s: Write = %d, %v, want 2, %v", tt.name, n, err, tt.want)
 		}
 		if errors.Is(err, unix.EINVAL) && errors.Is(err, tunnel.ErrOffload) != tt.bad.NeedsChecksum {
 			t.Errorf("%s: %v", tt.name, err)

@@ -146,12 +146,12 @@ func (d *Device) TryRead() (data []byte, offload tunnel.Offload, ok bool) {
 
 // Write implements tunnel.Device. Packets that break the rules of Outgoing are errors.
 func (d *Device) Write(packets []tunnel.Outgoing) (int, error) {
-	for i, packet := range packets {
-		if err := d.write(packet); err != nil {
-			return i, fmt.Errorf("write %s: %w", d.name, err)
+	return tunnel.WriteEach(packets, func(packet *tunnel.Outgoing) error {
+		if err := d.write(*packet); err != nil {
+			return fmt.Errorf("write %s: %w", d.name, err)
 		}
-	}
-	return len(packets), nil
+		return nil
+	})
 }
 
 func (d *Device) write(packet tunnel.Outgoing) error {

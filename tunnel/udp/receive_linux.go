@@ -45,6 +45,9 @@ func (s *Socket) Receive(batch []tunnel.Datagrams, arena []byte) (int, error) {
 		if s.closed.Load() {
 			return 0, tunnel.ErrClosed
 		}
+		if s.streams != nil {
+			return s.take(batch)
+		}
 		n, err := s.drainOne(batch, arena)
 		if n > 0 || err != nil || s.polled {
 			return n, err
@@ -140,7 +143,11 @@ func (r *receiver) prepare(n int, arena []byte) {
 func (s *Socket) accept(i int, d *tunnel.Datagrams, slot []byte) bool {
 	m := &s.receiver.messages[i]
 	*d = tunnel.Datagrams{Addr: nameAddr(&s.receiver.names[i]), Data: slot[:m.length:m.length]}
-	control := s.receiver.controls[i].bytes()[:m.header.Controllen]
+	return s.complete(d, s.receiver.controls[i].bytes()[:m.header.Controllen], int(m.header.Flags))
+}
+
+// complete adds to d what its control messages say. It is false if the message is not whole.
+func (s *Socket) complete(d *tunnel.Datagrams, control []byte, flags int) bool {
 	for len(control) > 0 {
 		header, value, rest, err := unix.ParseOneSocketControlMessage(control)
 		if err != nil {
@@ -160,7 +167,7 @@ func (s *Socket) accept(i int, d *tunnel.Datagrams, slot []byte) bool {
 		}
 	}
 	// Without its control messages a run's cuts are unknown.
-	if m.header.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		s.truncated.Add(1)
 		return false
 	}

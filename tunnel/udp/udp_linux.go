@@ -11,6 +11,7 @@ import (
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/internal/linux"
+	"github.com/weft-net/weft/tunnel/internal/ring"
 )
 
 // Socket is a batched UDP socket on Linux, and implements tunnel.Socket. Its
@@ -31,6 +32,7 @@ type Socket struct {
 
 	receiver receiver
 	sender   sender
+	streams  []*ring.Stream // of the descriptors; nil: none
 
 	truncated atomic.Uint64
 	using     sync.RWMutex  // held while the descriptors are used other than to send or receive

@@ -119,12 +119,7 @@ func (d *Device) Read(packets []tunnel.Incoming, arena []byte) (int, error) {
 func (d *Device) Write(packets []tunnel.Outgoing) (int, error) {
 	d.writeMu.Lock()
 	defer d.writeMu.Unlock()
-	for i := range packets {
-		if err := d.writeOne(&packets[i]); err != nil {
-			return i, err
-		}
-	}
-	return len(packets), nil
+	return tunnel.WriteEach(packets, d.writeOne)
 }
 
 func (d *Device) writeOne(p *tunnel.Outgoing) error {

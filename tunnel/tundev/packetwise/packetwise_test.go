@@ -78,9 +78,10 @@ func TestWriteErrors(t *testing.T) {
 		{tunnel.Outgoing{Parts: [][]byte{make([]byte, tunnel.MaxPacket), {1}}}, errTooLong},
 		{tunnel.Outgoing{Offload: tunnel.Offload{NeedsChecksum: true}, Parts: good.Parts}, tunnel.ErrOffload},
 	} {
-		go func() { <-channel.Inbound }()
-		if n, err := d.Write([]tunnel.Outgoing{good, tt.bad, good}); n != 1 || !errors.Is(err, tt.want) {
-			t.Errorf("Write = %d, %v, want 1, %v", n, err, tt.want)
+		go func() { <-channel.Inbound; <-channel.Inbound }()
+		packets := []tunnel.Outgoing{good, tt.bad, good}
+		if n, err := d.Write(packets); n != 2 || !errors.Is(err, tt.want) || packets[1].Err != err || packets[2].Err != nil {
+			t.Errorf("Write = %d, %v, want 2, %v", n, err, tt.want)
 		}
 	}
 }

@@ -1,0 +1,123 @@
+package datapath
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/weft-net/weft/tunnel"
+	"github.com/weft-net/weft/tunnel/internal/ring"
+)
+
+// newRinged is a ringPoller of what comes through the pipes that it writes to.
+func newRinged(t *testing.T, pipes int) (p *ringPoller, writers []*os.File) {
+	t.Helper()
+	r, err := ring.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var streams [][]*ring.Stream
+	for range pipes {
+		from, to, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = from.Close(), to.Close() })
+		stream, err := r.Stream(ring.StreamConfig{Descriptor: int(from.Fd()), SlotSize: 1 << 10, Slots: 4, Large: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams, writers = append(streams, []*ring.Stream{stream}), append(writers, to)
+	}
+	if p, err = newRingPoller(r, streams, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	return p, writers
+}
+
+// What has come is ready until it is taken, and with a spin as without one.
+func TestRingPollerReady(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	p, writers := newRinged(t, 2)
+	p.spin.patience = time.Hour // however busy the machine is
+	for _, test := range []struct {
+		spin  bool
+		write []int
+		ready uint64
+	}{{false, []int{1}, 2}, {false, []int{0}, 1}, {true, []int{1}, 2}, {false, []int{0, 1}, 3}} {
+		p.spin.soon = test.spin
+		write := func() {
+			for _, i := range test.write {
+				if _, err := writers[i].Write([]byte("hello")); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		if test.spin {
+			time.AfterFunc(5*time.Millisecond, write)
+		} else {
+			write()
+		}
+		for range 2 {
+			if ready, err := p.Wait(test.spin); ready != test.ready || err != nil {
+				t.Errorf("%v are written to: ready %b, %v, want %b", test.write, ready, err, test.ready)
+			}
+		}
+		for _, i := range test.write {
+			if slot, ok, errno := p.streams[i][0].Take(); !ok || slot.Length != 5 || errno != 0 {
+				t.Errorf("took %+v, %v, %v", slot, ok, errno)
+			}
+		}
+	}
+	if p.spin.soon {
+		t.Error("the poller has slept where it was to spin")
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Close ends a Wait, and returns when the thread that waited has ended what the ring
+// did; before a Wait there is nothing to wait for.
+func TestRingPollerClosed(t *testing.T) {
+	p, _ := newRinged(t, 1)
+	for range 2 {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := p.Wait(false); !errors.Is(err, tunnel.ErrClosed) {
+		t.Errorf("Wait after Close: %v, want ErrClosed", err)
+	}
+	for _, spin := range []bool{true, false} {
+		p, _ := newRinged(t, 1)
+		p.spin.soon = spin
+		ended := make(chan struct{})
+		go func() {
+			runtime.LockOSThread() // for good
+			defer close(ended)
+			for range 2 {
+				if _, err := p.Wait(spin); !errors.Is(err, tunnel.ErrClosed) {
+					t.Errorf("Wait during Close: %v, want ErrClosed", err)
+				}
+			}
+			time.Sleep(5 * time.Millisecond)
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		time.Sleep(5 * time.Millisecond)
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-p.freed:
+		default:
+			t.Error("Close has returned before the ring was freed")
+		}
+		<-ended
+	}
+}
