@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/engine"
+	"github.com/weft-net/weft/tunnel/internal/ring"
 	"github.com/weft-net/weft/tunnel/tundev"
 	"github.com/weft-net/weft/tunnel/udp"
 )
@@ -56,7 +57,7 @@ func open(config Config) (opened []engine.Worker, err error) {
 		plain = append(plain, g)
 	}
 	opened = make([]engine.Worker, count)
-	withRing, err := wantsRing(config, queues)
+	withRing, err := wantsRing(config, queues, ring.Supported)
 	if err != nil {
 		return nil, err
 	}

@@ -1,14 +1,20 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/internal/ring"
+	"github.com/weft-net/weft/tunnel/tundev"
 )
 
 // newRinged is a ringPoller of what comes through the pipes that it writes to.
@@ -119,5 +125,42 @@ func TestRingPollerClosed(t *testing.T) {
 			t.Error("Close has returned before the ring was freed")
 		}
 		<-ended
+	}
+}
+
+// Without io_uring workers do without, and say so once and in the status, unless that was
+// insisted on.
+func TestWantsRing(t *testing.T) {
+	for _, test := range []struct {
+		wish    tunnel.Switch
+		refused error
+		want    bool
+		why     string // "": it is an error
+	}{
+		{tunnel.Auto, nil, true, "-"},
+		{tunnel.On, nil, true, "-"},
+		{tunnel.Off, nil, false, "no io_uring: switched off"},
+		{tunnel.Auto, unix.EPERM, false, "no io_uring: operation not permitted"},
+		{tunnel.On, unix.EPERM, false, ""},
+	} {
+		var log bytes.Buffer
+		queues := []*tundev.Device{{}, {}}
+		config := Config{Device: "weft0", Offloads: Offloads{Ring: test.wish}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+		got, err := wantsRing(config, queues, func() error { return test.refused })
+		if got != test.want || (err != nil) != (test.why == "") {
+			t.Errorf("%v, %v: %v, %v", test.wish, test.refused, got, err)
+		}
+		if err != nil && !errors.Is(err, test.refused) {
+			t.Errorf("%v: %v, want %v", test.wish, err, test.refused)
+		}
+		lacking := err == nil && !test.want
+		if n := strings.Count(log.String(), test.why); lacking != (n == 1 && test.why != "") {
+			t.Errorf("%v, %v: logged %q", test.wish, test.refused, &log)
+		}
+		for _, queue := range queues {
+			if why := strings.Join(queue.Offloads().Why, "; "); lacking && why != test.why || !lacking && why != "" {
+				t.Errorf("%v, %v: a queue lacks %q, want %q", test.wish, test.refused, why, test.why)
+			}
+		}
 	}
 }

@@ -12,22 +12,24 @@ import (
 	"github.com/weft-net/weft/tunnel/udp"
 )
 
-// wantsRing reports whether the workers are to use rings, and says why not.
-func wantsRing(config Config, queues []*tundev.Device) (bool, error) {
-	why := errors.New("switched off")
+// wantsRing reports whether the workers are to use rings, and tells queues and the log
+// why not. supported is ring.Supported.
+func wantsRing(config Config, queues []*tundev.Device, supported func() error) (bool, error) {
+	err := errors.New("switched off")
 	if config.Offloads.Ring != tunnel.Off {
-		why = ring.Supported()
+		err = supported()
 	}
 	switch {
-	case why == nil:
+	case err == nil:
 		return true, nil
 	case config.Offloads.Ring == tunnel.On:
-		return false, fmt.Errorf("open datapath: Offloads.Ring is on: no io_uring: %w", why)
+		return false, fmt.Errorf("open datapath: Offloads.Ring is on, want auto or off where there is no io_uring: %w", err)
 	}
+	why := fmt.Sprintf("no io_uring: %v", err)
 	for _, queue := range queues {
-		queue.Lacks(fmt.Sprintf("no io_uring: %v", why))
+		queue.Lacks(why)
 	}
-	config.Logger.Info("a system call is made for every packet", "device", config.Device, "reason", fmt.Sprintf("no io_uring: %v", why))
+	config.Logger.Info("the datapath makes a system call for every packet", "device", config.Device, "reason", why)
 	return false, nil
 }
 
