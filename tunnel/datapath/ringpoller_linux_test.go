@@ -86,6 +86,57 @@ func TestRingPollerReady(t *testing.T) {
 	}
 }
 
+// However much more comes than there is room for, all of it is waited for, and the kernel
+// need not say in one go that it has come and that there was no more room.
+func TestRingPollerRunsDry(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	r, err := ring.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := r.Stream(ring.StreamConfig{Descriptor: fds[0], SlotSize: 64, Slots: 2, Large: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newRingPoller(r, [][]*ring.Stream{{stream}}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overdue := time.AfterFunc(10*time.Second, func() { panic("a message is overlooked") })
+	defer overdue.Stop()
+	for round := range 100 {
+		const sent = 5
+		for i := range sent {
+			if _, err := unix.Write(fds[1], []byte{byte(i)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for got := 0; got < sent; {
+			if _, err := p.Wait(false); err != nil {
+				t.Fatal(err)
+			}
+			for more := true; more; {
+				if _, more, _ = stream.Take(); more {
+					got++
+				}
+			}
+			for range round % 3 {
+				unix.Getppid() // a call, after which the kernel may say something
+			}
+		}
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // Close ends a Wait, and returns when the thread that waited has ended what the ring
 // did; before a Wait there is nothing to wait for.
 func TestRingPollerClosed(t *testing.T) {
