@@ -13,8 +13,8 @@ type StreamConfig struct {
 	// SlotSize is in bytes. What is read is put behind the first Offset of them.
 	SlotSize, Offset int
 	// Slots is how many there are, a power of two: what can arrive before Renew is
-	// called. As long as what arrives fills more than SlotSize, only Large of them are
-	// used, which stay in the processor's cache.
+	// called. While what arrives fills more than an eighth of its slot, only Large of
+	// them are used, so that they stay in the processor's cache.
 	Slots, Large int
 	// Message: recvmsg(2) in place of read(2). What is put into a slot is then a
 	// struct io_uring_recvmsg_out, and the name, control messages and data for which it
@@ -152,7 +152,8 @@ func (s *Stream) Renew() {
 	}
 }
 
-// give makes a slot the kernel's.
+// give makes a slot the kernel's. The kernel looks for one in this thread only, when it
+// has been entered, so that the tail need not be written in any special way.
 func (s *Stream) give(slot uint16) {
 	b := &s.buffers[int(s.tail)%len(s.buffers)]
 	start := s.memory[int(slot)*s.config.SlotSize+s.config.Offset:]
