@@ -17,6 +17,7 @@ func TestOffloads(t *testing.T) {
 		"kernel's": {flags: map[string]string{"tso": "off", "uso": "on", "gso": "on", "gro": "off"}, offloads: datapath.Offloads{TSO: tunnel.Off, USO: tunnel.On, GSO: tunnel.On, GRO: tunnel.Off}},
 		"checksum": {flags: map[string]string{"checksum": "off"}, keep: kept{checksums: true}},
 		"acks":     {flags: map[string]string{"acks": "off", "checksum": "auto"}, keep: kept{acks: true}},
+		"ring":     {flags: map[string]string{"ring": "on"}, offloads: datapath.Offloads{Ring: tunnel.On}},
 		"acks on":  {flags: map[string]string{"acks": "on"}},
 	}
 	for name, tt := range tests {
