@@ -18,12 +18,15 @@ type network struct {
 	t          *testing.T
 	a, b, c    *testHost
 	podA, podB *lab.Namespace
+	// port is what the last receiver listens on. Every one has its own: a flow from a
+	// port that happened to be used before would be treated as that one was.
+	port uint16
 }
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
 	world := labtest.New(t)
-	n := &network{t: t, a: addHost(t, world, "a"), b: addHost(t, world, "b"), c: addHost(t, world, "c")}
+	n := &network{t: t, port: 7000, a: addHost(t, world, "a"), b: addHost(t, world, "b"), c: addHost(t, world, "c")}
 	n.podA = n.pod(n.a, "10.244.1.2/24", "fd00:10:244:1::2/64")
 	n.podB = n.pod(n.b, "10.244.2.2/24", "fd00:10:244:2::2/64")
 	n.a.route("10.244.2.0/24 via "+n.b.Addr(4).String(), "fd00:10:244:2::/64 via "+n.b.Addr(6).String())
@@ -53,8 +56,9 @@ type receiver struct {
 
 func (n *network) listen(on *lab.Namespace, addr netip.Addr) *receiver {
 	n.t.Helper()
+	n.port++
 	for {
-		conn, err := on.ListenPacket(n.t.Context(), "udp", netip.AddrPortFrom(addr, 7007).String())
+		conn, err := on.ListenPacket(n.t.Context(), "udp", netip.AddrPortFrom(addr, n.port).String())
 		if err != nil && strings.Contains(err.Error(), "cannot assign") { // still tentative
 			time.Sleep(20 * time.Millisecond)
 			continue
@@ -78,10 +82,10 @@ func (r *receiver) from() netip.Addr {
 	return addr.(*net.UDPAddr).AddrPort().Addr().Unmap()
 }
 
-// send sends one datagram as a flow of its own.
+// send sends one datagram to the last receiver as a flow of its own.
 func (n *network) send(from *lab.Namespace, to netip.Addr) {
 	n.t.Helper()
-	conn, err := from.Dial(n.t.Context(), "udp", netip.AddrPortFrom(to, 7007).String())
+	conn, err := from.Dial(n.t.Context(), "udp", netip.AddrPortFrom(to, n.port).String())
 	if err != nil {
 		n.t.Fatal(err)
 	}
