@@ -90,11 +90,18 @@ type Device interface {
 // WriteEach is Device.Write by what writes one packet.
 func WriteEach(packets []Outgoing, write func(*Outgoing) error) (n int, err error) {
 	for i := range packets {
-		p := &packets[i]
-		if p.Err = write(p); p.Err == nil {
+		packets[i].Err = write(&packets[i])
+	}
+	return Written(packets)
+}
+
+// Written is what Device.Write returns when every Err is set.
+func Written(packets []Outgoing) (n int, err error) {
+	for i := range packets {
+		if packets[i].Err == nil {
 			n++
 		} else if err == nil {
-			err = p.Err
+			err = packets[i].Err
 		}
 	}
 	return n, err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,8 +23,8 @@ type ringPoller struct {
 	spin    spin
 	turns
 
+	closed atomic.Bool
 	mu     sync.Mutex
-	closed bool
 	owner  int           // the thread that the ring belongs to; 0: none yet
 	freed  chan struct{} // closed when everything is
 }
@@ -47,7 +48,7 @@ func (p *ringPoller) Wait(spin bool) (ready uint64, err error) {
 			return 0, err
 		}
 	}
-	for !p.isClosed() {
+	for !p.closed.Load() {
 		if ready = p.gather(); ready != 0 {
 			return ready, nil
 		}
@@ -62,7 +63,7 @@ func (p *ringPoller) Wait(spin bool) (ready uint64, err error) {
 func (p *ringPoller) start() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.closed.Load() {
 		return tunnel.ErrClosed
 	}
 	if err := p.ring.Start(); err != nil {
@@ -70,12 +71,6 @@ func (p *ringPoller) start() error {
 	}
 	p.owner = unix.Gettid()
 	return nil
-}
-
-func (p *ringPoller) isClosed() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.closed
 }
 
 // gather takes up what has happened, has everything go on, and returns who has
@@ -102,7 +97,7 @@ func (p *ringPoller) look(sleep bool) (found bool, err error) {
 	if err := p.ring.Enter(0); err != nil {
 		return false, err
 	}
-	return p.gather() != 0 || p.isClosed(), nil
+	return p.gather() != 0 || p.closed.Load(), nil
 }
 
 // Calls implements engine.Poller. Those of the Device and the Sockets are among them.
@@ -118,7 +113,7 @@ func (p *ringPoller) Close() error {
 		return nil
 	default:
 	}
-	p.closed = true
+	p.closed.Store(true)
 	if p.owner != 0 && p.owner != unix.Gettid() {
 		p.waker.Wake()
 		p.mu.Unlock()

@@ -112,34 +112,24 @@ func (r *rx) flush() {
 	r.closeGroup()
 	out, spans := r.out, r.spans
 	for len(out) > 0 {
-		done := r.burst(spans)
+		done, datagrams := r.burst(spans)
 		r.write(out[:done], spans[:done])
-		r.giveTurns(spans[:done])
+		r.turns.after(datagrams)
 		out, spans = out[done:], spans[done:]
 	}
 	r.packets, r.out, r.spans = r.packets[:0], r.out[:0], r.spans[:0]
 	r.parts, r.slab = r.parts[:0], r.slabWhole
 }
 
-// burst is how many of what is queued to write at one time: up to where those
-// that receive it should have a turn.
-func (r *rx) burst(spans []span) int {
-	due := r.turns.left()
+// burst is how many of what is queued to write at one time, up to where those that
+// receive it should have a turn, and how many UDP datagrams these are.
+func (r *rx) burst(spans []span) (count, datagrams int) {
 	for i, s := range spans {
-		if due -= r.udp(s); due <= 0 {
-			return i + 1
+		if datagrams += r.udp(s); datagrams >= r.turns.left() {
+			return i + 1, datagrams
 		}
 	}
-	return len(spans)
-}
-
-// giveTurns is called after a burst.
-func (r *rx) giveTurns(spans []span) {
-	datagrams := 0
-	for _, s := range spans {
-		datagrams += r.udp(s)
-	}
-	r.turns.after(datagrams)
+	return len(spans), datagrams
 }
 
 // udp is the number of UDP datagrams in s.

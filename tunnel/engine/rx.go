@@ -81,7 +81,7 @@ func newRx(e *Engine, w *worker) *rx {
 	r := &rx{
 		engine:    e,
 		device:    w.device,
-		turns:     turns{poller: w.poller},
+		turns:     turns{poller: w.given.Poller},
 		arena:     make([]byte, rxArena),
 		batch:     make([]tunnel.Datagrams, rxRuns),
 		offloads:  w.device.Offloads(),

@@ -111,7 +111,7 @@ func newTx(e *Engine, w *worker) *tx {
 	t := &tx{
 		engine:       e,
 		device:       w.device,
-		turns:        turns{poller: w.poller},
+		turns:        turns{poller: w.given.Poller},
 		packets:      make([]tunnel.Incoming, txPackets),
 		views:        make([]packet.View, 0, txPackets),
 		parts:        make([][]byte, 0, txParts),

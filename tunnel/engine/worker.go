@@ -81,7 +81,6 @@ type worker struct {
 	given   Worker
 	device  tunnel.Device
 	sources []source // by their bits
-	poller  Poller
 
 	tx *tx
 	rx []*rx // one with a Poller, else one per source
@@ -94,7 +93,7 @@ type source struct {
 }
 
 func newWorker(e *Engine, parts Worker) *worker {
-	w := &worker{given: parts, device: parts.Device, poller: parts.Poller}
+	w := &worker{given: parts, device: parts.Device}
 	for _, socket := range parts.Sockets {
 		w.sources = append(w.sources, source{Socket: socket})
 	}
@@ -102,7 +101,7 @@ func newWorker(e *Engine, parts Worker) *worker {
 		w.sources = append(w.sources, source{Socket: socket, sealed: true})
 	}
 	readers := 1
-	if w.poller == nil {
+	if w.given.Poller == nil {
 		w.device = &shared{Device: parts.Device}
 		readers = len(w.sources)
 	}
@@ -128,7 +127,7 @@ func (d *shared) Write(packets []tunnel.Outgoing) (int, error) {
 
 // start adds the worker's goroutines to the group. Each ends with an error.
 func (w *worker) start(group *errgroup.Group) {
-	if w.poller != nil {
+	if w.given.Poller != nil {
 		group.Go(w.run)
 		return
 	}
@@ -154,10 +153,10 @@ func (w *worker) start(group *errgroup.Group) {
 // then one of the kernel's alone.
 func (w *worker) run() (err error) {
 	runtime.LockOSThread() // for good: what Yield has changed ends with the thread
-	defer func() { err = errors.Join(err, w.poller.Close()) }()
+	defer func() { err = errors.Join(err, w.given.Poller.Close()) }()
 	calm := 0 // waits in succession that brought few bytes
 	for {
-		ready, err := w.poller.Wait(calm > calmRounds)
+		ready, err := w.given.Poller.Wait(calm > calmRounds)
 		if err != nil {
 			return fmt.Errorf("wait for packets: %w", err)
 		}
@@ -292,7 +291,7 @@ func (w *worker) addTo(stats *Stats) {
 			stats.values[RxDropOverflow] += overflow
 		}
 	}
-	if w.poller != nil {
-		stats.values[PollCalls] += w.poller.Calls()
+	if w.given.Poller != nil {
+		stats.values[PollCalls] += w.given.Poller.Calls()
 	}
 }

@@ -58,7 +58,7 @@ func (d *Device) More() bool { return d.ring != nil && d.ring.stream.Dry() }
 // take is Read by a Ring.
 func (d *Device) take(packets []tunnel.Incoming) (n int, err error) {
 	stream := d.ring.stream
-	if err := stream.More(); err != nil {
+	if err := stream.Refill(); err != nil {
 		return 0, fmt.Errorf("read from %s: %w", d.name, err)
 	}
 	memory := stream.Memory()
@@ -81,7 +81,7 @@ func (d *Device) take(packets []tunnel.Incoming) (n int, err error) {
 }
 
 // put is Write by a Ring.
-func (d *Device) put(packets []tunnel.Outgoing) (n int, err error) {
+func (d *Device) put(packets []tunnel.Outgoing) (int, error) {
 	w := d.ring
 	for i := range packets {
 		p := &packets[i]
@@ -97,14 +97,7 @@ func (d *Device) put(packets []tunnel.Outgoing) (n int, err error) {
 		w.writes.Add(w.headers[i][:], p.Parts)
 	}
 	d.flush()
-	for i := range packets {
-		if packets[i].Err == nil {
-			n++
-		} else if err == nil {
-			err = packets[i].Err
-		}
-	}
-	return n, err
+	return tunnel.Written(packets)
 }
 
 // flush writes what is queued.

@@ -3,7 +3,6 @@ package tundev
 import (
 	"bytes"
 	"errors"
-	"runtime"
 	"slices"
 	"testing"
 
@@ -12,31 +11,19 @@ import (
 	"github.com/weft-net/weft/bench/lab"
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/internal/ring"
+	"github.com/weft-net/weft/tunnel/internal/ring/ringtest"
 	"github.com/weft-net/weft/tunnel/packet"
 )
 
 // openRinged opens a device that reads and writes by a Ring, in the test's thread.
 func openRinged(t *testing.T, host *lab.Host, config Config, address string) (*Device, *ring.Ring, *ring.Stream) {
 	t.Helper()
-	runtime.LockOSThread()
-	r, err := ring.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
 	config.Polled = true
 	d := open(t, host, config, address)
-	stream, err := d.UseRing(r)
-	if err == nil {
-		err = r.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(r.Stop(), r.Close()); err != nil {
-			t.Error(err)
-		}
-		runtime.UnlockOSThread()
+	var stream *ring.Stream
+	r := ringtest.Start(t, func(r *ring.Ring) (err error) {
+		stream, err = d.UseRing(r)
+		return err
 	})
 	return d, r, stream
 }

@@ -2,35 +2,21 @@ package udp
 
 import (
 	"bytes"
-	"errors"
-	"runtime"
 	"testing"
 
 	"github.com/weft-net/weft/tunnel"
 	"github.com/weft-net/weft/tunnel/internal/ring"
+	"github.com/weft-net/weft/tunnel/internal/ring/ringtest"
 )
 
 // ringed is a group of one socket that receives by a Ring, in the test's thread.
 func ringed(t *testing.T, config Config) (s *Socket, receive func(bytes int) []tunnel.Datagrams) {
 	t.Helper()
-	runtime.LockOSThread()
-	r, err := ring.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
 	s = group(t, config, 1)[0]
-	streams, err := s.UseRing(r)
-	if err == nil {
-		err = r.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := errors.Join(r.Stop(), r.Close()); err != nil {
-			t.Error(err)
-		}
-		runtime.UnlockOSThread()
+	var streams []*ring.Stream
+	r := ringtest.Start(t, func(r *ring.Ring) (err error) {
+		streams, err = s.UseRing(r)
+		return err
 	})
 	batch, arena := make([]tunnel.Datagrams, 64), make([]byte, tunnel.MinArena)
 	return s, func(bytes int) (all []tunnel.Datagrams) {

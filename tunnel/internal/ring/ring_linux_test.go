@@ -148,7 +148,7 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// What there was no slot for is taken up by More.
+// What there was no slot for is taken up by Refill.
 func TestStreamDry(t *testing.T) {
 	from, to := pair(t)
 	var s *Stream
@@ -166,15 +166,15 @@ func TestStreamDry(t *testing.T) {
 	if taken := take(t, s, 0, 10); len(taken) != large || !s.Dry() {
 		t.Errorf("%d have arrived, dry: %v, want %d and true", len(taken), s.Dry(), large)
 	}
-	if err := s.More(); err != nil {
+	if err := s.Refill(); err != nil {
 		t.Fatal(err)
 	}
 	if taken := take(t, s, large, 10); len(taken) != 1 || s.Dry() {
 		t.Errorf("%d more have arrived, dry: %v, want 1 and false", len(taken), s.Dry())
 	}
 	calls := r.Calls()
-	if err := s.More(); err != nil || r.Calls() != calls {
-		t.Errorf("More of what is not dry: %v, %d calls", err, r.Calls()-calls)
+	if err := s.Refill(); err != nil || r.Calls() != calls {
+		t.Errorf("Refill of what is not dry: %v, %d calls", err, r.Calls()-calls)
 	}
 }
 

@@ -120,9 +120,9 @@ func (s *Stream) Take() (slot Slot, ok bool, errno unix.Errno) {
 // Dry reports whether more has arrived than there were slots for.
 func (s *Stream) Dry() bool { return s.dry }
 
-// More takes up what has arrived beyond the slots there were for it, if any has. As with
+// Refill takes up what has arrived beyond the slots there were for it, if any has. As with
 // Renew, what was taken is no longer the caller's.
-func (s *Stream) More() error {
+func (s *Stream) Refill() error {
 	if !s.dry || s.Ready() {
 		return nil
 	}
